@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test fast lint format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready ## virtual environment in .venv, locked dependencies, byte code compiled
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Nightfold needs Python 3.11, 3.12 or 3.13; this is %d.%d. Choose another with: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib nightfold tasks flows || true
+	@touch $@
+
+run: setup ## the main job: cross-validate, report, fit and promote a model on the shipped MNIST
+	$(BIN)/nightfold retrain
+
+test: setup ## lint, types, import contract and all tests with coverage
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+fast: setup ## the tests that need no training and no server
+	$(BIN)/pytest -m "not slow" --no-cov
+
+format: setup ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## resolve the dependencies anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-emit-find-links --no-annotate --no-header --extra dask --extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove the virtual environment and everything that runs wrote
+	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache
+	find artifacts -mindepth 1 ! -name README.md -delete

@@ -1,0 +1,265 @@
+"""Experiment and Candidate: what to train, read from one TOML file.
+
+Every value a user can set is declared here with its limits, and nowhere else; unknown keys and
+values without effect are refused. Digests of these models decide what may be reused.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nightfold.errors import UsageError
+from nightfold.store import sha256_json
+
+ScalingName = Literal["none", "normalize", "center", "standardize", "standardize_per_image"]
+Runner = Literal["processes", "threads", "sequential", "dask"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Declared(BaseModel):
+    """Base of everything read from TOML: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(Declared):
+    """An optimizer and its parameters, in Keras's terms."""
+
+    name: Literal["sgd", "adam", "rmsprop", "adamw"] = "sgd"
+    learning_rate: float = Field(0.01, gt=0, le=10)
+    momentum: float | None = Field(None, ge=0, lt=1, description="sgd and rmsprop")
+    nesterov: bool | None = Field(None, description="sgd with momentum")
+    beta_1: float | None = Field(None, ge=0, lt=1, description="adam and adamw")
+    beta_2: float | None = Field(None, ge=0, lt=1, description="adam and adamw")
+    weight_decay: float | None = Field(None, ge=0, lt=1, description="adamw")
+
+    @model_validator(mode="after")
+    def _refuse_parameters_without_effect(self) -> Self:
+        takes = {
+            "sgd": {"momentum", "nesterov"},
+            "adam": {"beta_1", "beta_2"},
+            "rmsprop": {"momentum"},
+            "adamw": {"beta_1", "beta_2", "weight_decay"},
+        }[self.name]
+        given = {"momentum", "nesterov", "beta_1", "beta_2", "weight_decay"} & self.model_fields_set
+        for parameter in sorted(given - takes):
+            raise ValueError(f"{parameter} has no effect with {self.name}; leave it out")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Schedule(Declared):
+    """How the learning rate moves over the steps of training."""
+
+    name: Literal["constant", "step", "cosine", "one_cycle"] = "constant"
+    factor: float | None = Field(None, gt=0, lt=1, description="step: multiply by this")
+    every: int | None = Field(None, ge=1, description="step: after so many epochs")
+    warm_up: Fraction | None = Field(None, description="one_cycle: part of the steps that rise")
+
+    @model_validator(mode="after")
+    def _refuse_parameters_without_effect(self) -> Self:
+        takes = {"step": {"factor", "every"}, "one_cycle": {"warm_up"}}.get(self.name, set())
+        for parameter in sorted(({"factor", "every", "warm_up"} & self.model_fields_set) - takes):
+            raise ValueError(f"{parameter} has no effect with {self.name}; leave it out")
+        return self
+
+
+class EarlyStopping(Declared):
+    """Stop when the loss on an inner part of the training rows no longer falls."""
+
+    patience: int = Field(3, ge=1, description="epochs without improvement")
+    fraction: Fraction = Field(0.1, description="part of the training rows set aside")
+    min_delta: float = Field(0.0, ge=0, description="smallest fall of the loss that counts, nats")
+
+
+class Candidate(Declared):
+    """A recipe: everything that decides what a model becomes when it meets training rows."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    architecture: str
+    scaling: ScalingName = "normalize"
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    epochs: int = Field(10, ge=1, le=10_000)
+    batch_size: int = Field(32, ge=1, le=65_536)
+    early_stopping: EarlyStopping | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything but the name."""
+        return sha256_json(self.model_dump(mode="json", exclude={"name"}))
+
+
+class DatasetChoice(Declared):
+    """Which data, in what shape."""
+
+    source: str = "mnist"
+    size: tuple[int, int] | None = Field(None, description="height, width to resize images to")
+    channels: Literal[1, 3] | None = None
+    holdout: Fraction | None = Field(
+        None, description="part held out for the final test when the source has no test split"
+    )
+    holdout_seed: int = Field(1, ge=0)
+    limit: int | None = Field(None, ge=1, description="rows of each split, after a seeded shuffle")
+
+
+class PlanChoice(Declared):
+    """How rows are assigned to folds."""
+
+    scheme: Literal["kfold", "stratified"] = "kfold"
+    folds: int = Field(5, ge=2, le=1000)
+    repeats: int = Field(1, ge=1, le=1000)
+    seed: int = Field(1, ge=0, lt=2**31)
+    duplicates: Literal["anywhere", "together"] = Field(
+        "anywhere", description="'together' keeps exact duplicates in one fold"
+    )
+
+
+class ValidationChoice(Declared):
+    """What the data must satisfy beyond being sound; see `tasks.validate`."""
+
+    min_rows_per_class: int = Field(2, ge=1, description="in the training split")
+    max_imbalance: float = Field(
+        1.5,
+        gt=0,
+        description="warn if a class has this many times more or fewer rows than its share",
+    )
+    reference_balance: dict[str, float] | None = Field(
+        None, description="expected share of each class; uniform if left out"
+    )
+    duplicates: Literal["warning", "critical"] = "warning"
+    leakage: Literal["warning", "critical"] = "critical"
+
+
+class Experiment(Declared):
+    """One TOML file: data, fold plan, candidates and limits."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    description: str = ""
+    seed: int = Field(1, ge=0, lt=2**31, description="of initial weights and order of rows")
+    dataset: DatasetChoice = DatasetChoice()
+    validation: ValidationChoice = ValidationChoice()
+    plan: PlanChoice = PlanChoice()
+    candidates: tuple[Candidate, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [candidate.name for candidate in self.candidates]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two candidates are named {name!r}; give each its own name")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the whole experiment."""
+        return sha256_json(self.model_dump(mode="json"))
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`.
+
+        Raises
+        ------
+        UsageError
+            If there is none; the message lists those there are.
+        """
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        known = ", ".join(candidate.name for candidate in self.candidates)
+        raise UsageError(
+            f"The experiment {self.name!r} has no candidate {name!r}; it has: {known}."
+        )
+
+    def overridden(
+        self,
+        *,
+        dataset: str | None = None,
+        limit: int | None = None,
+        candidates: list[str] | None = None,
+        folds: int | None = None,
+        repeats: int | None = None,
+        epochs: int | None = None,
+        seed: int | None = None,
+    ) -> Experiment:
+        """A copy in which each given value replaces the experiment's own.
+
+        Parameters
+        ----------
+        dataset : str, optional
+            Source URI.
+        limit, folds, repeats, epochs, seed : int, optional
+        candidates : list of str, optional
+            Names to keep, in the order of the experiment.
+
+        Raises
+        ------
+        UsageError
+            If a value is out of its limits or a candidate does not exist.
+        """
+        document = self.model_dump(mode="json", exclude_unset=True)
+        if dataset is not None:
+            # Another source has its own shape; the experiment's belongs to the one it names.
+            kept = {"limit"} if dataset != self.dataset.source else set(DatasetChoice.model_fields)
+            old = {k: v for k, v in document.get("dataset", {}).items() if k in kept}
+            document["dataset"] = {**old, "source": dataset}
+        if limit is not None:
+            document.setdefault("dataset", {})["limit"] = limit
+        if candidates is not None:
+            wanted = {self.candidate(name).name for name in candidates}
+            document["candidates"] = [c for c in document["candidates"] if c["name"] in wanted]
+        for key, value in (("folds", folds), ("repeats", repeats)):
+            if value is not None:
+                document.setdefault("plan", {})[key] = value
+        if epochs is not None:
+            for candidate in document["candidates"]:
+                candidate["epochs"] = epochs
+        if seed is not None:
+            document["seed"] = seed
+        return _validated(document, "the command line")
+
+
+def shipped(*parts: str) -> Path:
+    """Path of something that comes with the project, such as ``experiments/night.toml``."""
+    return Path(__file__).resolve().parent.parent.joinpath(*parts)
+
+
+def load_experiment(name: str | Path) -> Experiment:
+    """Read an experiment by the name of a shipped one or by the path of a TOML file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file, or with file, key and limit if a value cannot be used.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        path = shipped("experiments", f"{name}.toml")
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in shipped("experiments").glob("*.toml")))
+        raise UsageError(
+            f"There is no experiment {str(name)!r}: give the path of a TOML file or one of {known}."
+        )
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    document.setdefault("name", path.stem)
+    return _validated(document, str(path))
+
+
+def _validated(document: dict[str, object], where: str) -> Experiment:
+    try:
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+        what = first["msg"].removeprefix("Value error, ")
+        what = what[:1].lower() + what[1:]
+        raise UsageError(f"In {where}, {key or 'the experiment'}: {what}{given}.") from error

@@ -1,0 +1,202 @@
+"""Where artifacts live, and the only way a file gets there: complete or not at all.
+
+A file is written beside its target under a temporary name, flushed to the disk and renamed; a
+folder likewise. Whoever reads sees the old content or the new, never a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nightfold.errors import UsageError
+
+TEMPORARY = ".part-"
+"""Prefix of names under construction; a leftover of a killed process is safe to delete."""
+
+
+class Store:
+    """The artifacts folder and the names in it.
+
+    Parameters
+    ----------
+    root : path-like
+        The folder; made on first use.
+
+    Examples
+    --------
+    >>> store = Store("artifacts")
+    >>> store.run("20261121-020000-1a2b3c").name
+    '20261121-020000-1a2b3c'
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().resolve()
+
+    @property
+    def datasets(self) -> Path:
+        """Snapshots, one folder a digest."""
+        return self.root / "datasets"
+
+    @property
+    def folds(self) -> Path:
+        """Fold results and checkpoints, one folder a key; shared by all runs."""
+        return self.root / "folds"
+
+    @property
+    def plans(self) -> Path:
+        """Fold plans, one file a digest; shared by all runs."""
+        return self.root / "plans"
+
+    @property
+    def runs(self) -> Path:
+        """What people and programs read, one folder a run."""
+        return self.root / "runs"
+
+    @property
+    def scores(self) -> Path:
+        """The score rows of every run, partitioned by date."""
+        return self.root / "scores"
+
+    @property
+    def models(self) -> Path:
+        """Bundles, one folder a version, and the champion pointer."""
+        return self.root / "models"
+
+    @property
+    def latest(self) -> Path:
+        """The pointer to the newest complete run."""
+        return self.root / "latest.json"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of one run.
+
+        Raises
+        ------
+        UsageError
+            If `run_id` is not a plain name.
+        """
+        if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
+            raise UsageError(
+                f"The run id {run_id!r} is not a plain name: use letters, digits and dashes."
+            )
+        return self.runs / run_id
+
+    def find_run(self, run_id: str) -> Path:
+        """Folder of a complete run; ``latest`` names the newest.
+
+        Raises
+        ------
+        UsageError
+            If there is no such run.
+        """
+        if run_id == "latest":
+            if not self.latest.exists():
+                raise UsageError(
+                    f"There is no complete run under {self.root} yet: start one with "
+                    "'nightfold evaluate' or 'nightfold retrain'."
+                )
+            run_id = str(json.loads(self.latest.read_text())["run_id"])
+        folder = self.run(run_id)
+        if not (folder / "summary.json").exists():
+            known = sorted(p.parent.name for p in self.runs.glob("*/summary.json"))[-5:]
+            raise UsageError(
+                f"There is no complete run {run_id!r} under {self.runs}; the newest are: "
+                f"{', '.join(known) or 'none'}."
+            )
+        return folder
+
+
+def new_run_id(now: datetime | None = None) -> str:
+    """Name for a run: start time in UTC and six random hexadecimal digits.
+
+    Examples
+    --------
+    >>> new_run_id(datetime(2026, 11, 21, 2, tzinfo=UTC))[:15]
+    '20261121-020000'
+    """
+    return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hexadecimal sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside `target`; rename it there when the block ends well.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with atomic_file(target) as path:
+    ...     _ = path.write_text("whole")
+    >>> target.read_text()
+    'whole'
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: some writers choose a format or add an ending by it.
+    part = target.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}"
+    try:
+        yield part
+        _flush(part)
+        os.replace(part, target)
+        _flush(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target`; rename it there when the block ends well.
+
+    If `target` exists by then (someone else was quicker with the same content) it stays and the
+    new folder is dropped.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}"
+    part.mkdir()
+    try:
+        yield part
+        for path in sorted(part.rglob("*"), reverse=True):
+            _flush(path)
+        _flush(part)
+        try:
+            os.rename(part, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        _flush(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_file(target) as part:
+        part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
