@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from nightfold.errors import DataRefused
 from nightfold.store import atomic_folder, write_json
@@ -46,6 +47,34 @@ class Split:
     def row_digests(self) -> list[str]:
         """Hexadecimal sha256 of each row's pixel bytes."""
         return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in self.images]
+
+
+class DatasetHandle(BaseModel):
+    """What tasks pass to each other instead of arrays."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    digest: str
+    name: str
+    n_train: int
+    n_test: int
+
+    def open(self) -> Dataset:
+        """The snapshot behind the handle, mapped into memory.
+
+        Raises
+        ------
+        DataRefused
+            If the snapshot is gone or is another one.
+        """
+        dataset = Dataset.open(self.path)
+        if dataset.digest != self.digest:
+            raise DataRefused(
+                f"The snapshot {self.path} is not the one of this run (digest "
+                f"{dataset.digest[:12]}, expected {self.digest[:12]}): run again."
+            )
+        return dataset
 
 
 @dataclass(frozen=True)
@@ -168,6 +197,17 @@ class Dataset:
             class_names=tuple(about["class_names"]),
             train=arrays[0],
             test=arrays[1],
+        )
+
+    @property
+    def handle(self) -> DatasetHandle:
+        """Path and digest, for another task to open."""
+        return DatasetHandle(
+            path=str(self.path),
+            digest=self.digest,
+            name=self.name,
+            n_train=len(self.train),
+            n_test=len(self.test),
         )
 
     def verify(self) -> None:

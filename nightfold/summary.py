@@ -1,0 +1,119 @@
+"""Summary: what one run did, in one JSON document that people and programs read first.
+
+It holds facts and figures, never tables: those are in the Parquet files beside it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from nightfold.store import write_json
+
+
+class Fact(BaseModel):
+    """Base of the parts of a summary: immutable, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetFacts(Fact):
+    """Which rows were used."""
+
+    name: str
+    origin: str
+    path: str
+    digest: str
+    n_train: int
+    n_test: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+class PlanFacts(Fact):
+    """Which fold plan; results compare only where `digest` is equal."""
+
+    digest: str
+    scheme: str
+    folds: int
+    repeats: int
+    seed: int
+
+
+class CandidateFacts(Fact):
+    """Cross-validated scores of one candidate; fractions, not percent.
+
+    `accuracy_std` is the sample standard deviation over folds (ddof=1).
+    """
+
+    name: str
+    digest: str
+    architecture: str
+    scaling: str
+    epochs: int
+    n: int
+    accuracy_mean: float
+    accuracy_std: float
+    log_loss_mean: float
+    train_seconds: float
+    parameters: int
+
+
+class FinalFacts(Fact):
+    """The final model and its one test on the hold-out."""
+
+    candidate: str
+    version: str
+    path: str
+    holdout_rows: int
+    holdout_accuracy: float
+    holdout_log_loss: float
+    train_seconds: float
+
+
+class PromotionFacts(Fact):
+    """What became of the challenger, and why."""
+
+    promoted: bool
+    reason: str
+    champion: str | None
+
+
+class Summary(Fact):
+    """Everything about a run that fits a page."""
+
+    run_id: str
+    flow: Literal["evaluate", "retrain"]
+    experiment: str
+    experiment_description: str
+    experiment_digest: str
+    started_at: datetime
+    finished_at: datetime
+    host: str
+    processors: int
+    workers: int
+    runner: str
+    versions: dict[str, str]
+    dataset: DatasetFacts
+    plan: PlanFacts
+    candidates: tuple[CandidateFacts, ...]
+    best: str
+    final: FinalFacts | None = None
+    promotion: PromotionFacts | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run."""
+        return (self.finished_at - self.started_at).total_seconds()
+
+    def write(self, folder: Path) -> None:
+        """Write ``summary.json`` into the run's folder, atomically."""
+        write_json(folder / "summary.json", self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Summary:
+        """Read ``summary.json`` from the run's folder."""
+        return cls.model_validate_json((folder / "summary.json").read_text())
