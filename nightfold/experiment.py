@@ -10,12 +10,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nightfold.errors import UsageError
 from nightfold.store import sha256_json
 
-ScalingName = Literal["none", "normalize", "center", "standardize", "standardize_per_image"]
 Runner = Literal["processes", "threads", "sequential", "dask"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -82,12 +81,33 @@ class Candidate(Declared):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     architecture: str
-    scaling: ScalingName = "normalize"
+    scaling: str = "normalize"
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     epochs: int = Field(10, ge=1, le=10_000)
     batch_size: int = Field(32, ge=1, le=65_536)
     early_stopping: EarlyStopping | None = None
+
+    @field_validator("scaling")
+    @classmethod
+    def _scaling_exists(cls, name: str) -> str:
+        from nightfold.scaling import SCALERS
+
+        if name not in SCALERS:
+            raise ValueError(f"there is no such scaling; choose one of {', '.join(SCALERS)}")
+        return name
+
+    @field_validator("architecture")
+    @classmethod
+    def _architecture_exists(cls, name: str) -> str:
+        from nightfold.zoo import architectures
+
+        if ":" not in name and name not in architectures():
+            known = ", ".join(architectures())
+            raise ValueError(
+                f"there is no such architecture; choose one of {known}, or module:function"
+            )
+        return name
 
     @property
     def digest(self) -> str:
@@ -204,10 +224,11 @@ class Experiment(Declared):
         """
         document = self.model_dump(mode="json", exclude_unset=True)
         if dataset is not None:
-            # Another source has its own shape; the experiment's belongs to the one it names.
-            kept = {"limit"} if dataset != self.dataset.source else set(DatasetChoice.model_fields)
-            old = {k: v for k, v in document.get("dataset", {}).items() if k in kept}
-            document["dataset"] = {**old, "source": dataset}
+            document["dataset"] = {**document.get("dataset", {}), "source": dataset}
+            if dataset.partition(":")[0] != self.dataset.source.partition(":")[0]:
+                # Another kind of source has its own shape and splits; the limit still holds.
+                kept = {k: v for k, v in document["dataset"].items() if k in ("source", "limit")}
+                document["dataset"] = kept
         if limit is not None:
             document.setdefault("dataset", {})["limit"] = limit
         if candidates is not None:

@@ -92,7 +92,7 @@ VERDICTS = pa.schema(
         _column("p_holm", pa.float64(), "p after Holm's correction", nullable=True),
         _column("rope", pa.float64(), "half width of practical equivalence", nullable=True),
         _column("p_worse", pa.float64(), "posterior probability b is worse", nullable=True),
-        _column("p_equivalent", pa.float64(), "posterior probability of equivalence", nullable=True),
+        _column("p_equivalent", pa.float64(), "posterior probability of equality", nullable=True),
         _column("p_better", pa.float64(), "posterior probability b is better", nullable=True),
         _column("mcnemar_p", pa.float64(), "exact McNemar p on pooled predictions", nullable=True),
         _column("verdict", pa.string(), "better, worse, equivalent or undecided"),
@@ -156,7 +156,9 @@ def batch_schema(n_classes: int) -> pa.Schema:
     )
 
 
-def build_table(columns: Mapping[str, Sequence[Any]] | list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+def build_table(
+    columns: Mapping[str, Sequence[Any]] | list[dict[str, Any]], schema: pa.Schema
+) -> pa.Table:
     """Arrow table in `schema` from rows (a list of dictionaries) or from columns."""
     if isinstance(columns, list):
         return pa.Table.from_pylist(columns, schema=schema)

@@ -1,0 +1,195 @@
+"""One night, told in sentences that the flows share: begin, cross-validate, publish."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import runtime
+from prefect.task_runners import TaskRunner
+
+from flows.settings import Settings
+from nightfold import __version__
+from nightfold.dataset import DatasetHandle
+from nightfold.experiment import Experiment
+from nightfold.foldplan import PlanHandle
+from nightfold.foldresult import FoldJob
+from nightfold.store import Store, write_json
+from nightfold.summary import (
+    CandidateFacts,
+    DatasetFacts,
+    FinalFacts,
+    PlanFacts,
+    PromotionFacts,
+    Summary,
+)
+from tasks.aggregate import aggregate
+from tasks.compare import compare
+from tasks.ingest import ingest
+from tasks.report import report
+from tasks.scale import FittedScalers, scale
+from tasks.split import split
+from tasks.train import collect_folds, map_folds
+from tasks.validate import validate
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a flow: what was asked, under which name, since when."""
+
+    flow: Literal["evaluate", "retrain"]
+    settings: Settings
+    experiment: Experiment
+    run_id: str
+    store: Store
+    started_at: datetime
+
+    @classmethod
+    def begin(cls, flow: Literal["evaluate", "retrain"], settings: Settings) -> Run:
+        """Read the experiment and make the run's folder.
+
+        The name comes from Prefect's flow run, so a retry of the flow continues the same run.
+        """
+        started_at = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+        run_id = settings.run_id or (
+            f"{started_at:%Y%m%d-%H%M%S}-{str(runtime.flow_run.id or '').replace('-', '')[:6]}"
+        )
+        run = cls(
+            flow=flow,
+            settings=settings,
+            experiment=settings.load(),
+            run_id=run_id,
+            store=Store(settings.artifacts),
+            started_at=datetime.now(UTC),
+        )
+        run.folder.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder under the artifacts."""
+        return self.store.run(self.run_id)
+
+    @property
+    def artifacts(self) -> str:
+        """The artifacts folder, absolute: workers may have another working directory."""
+        return str(self.store.root)
+
+    @property
+    def workers(self) -> int:
+        """Folds trained at once."""
+        return self.settings.n_workers
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What the evaluation leaves for the steps after it."""
+
+    dataset: DatasetHandle
+    plan: PlanHandle
+    scalers: FittedScalers
+    candidates: list[CandidateFacts]
+
+    @property
+    def best(self) -> CandidateFacts:
+        """The candidate with the highest mean accuracy; the first declared among equals."""
+        return max(self.candidates, key=lambda facts: facts.accuracy_mean)
+
+
+def cross_validate(run: Run, runner: TaskRunner[Any]) -> CrossValidation:
+    """From the source to the tables of the run."""
+    experiment, folder = run.experiment, str(run.folder)
+    dataset = ingest(experiment.dataset, run.artifacts)
+    validate(dataset, experiment.validation, experiment.plan.folds, folder)
+    plan = split(dataset, experiment.plan, run.artifacts)
+    scalers = scale(dataset, plan, [c.scaling for c in experiment.candidates], folder)
+    jobs = [
+        FoldJob(
+            candidate=candidate,
+            dataset=dataset,
+            plan=plan,
+            scaler=scalers.of(candidate.scaling, repeat, fold),
+            repeat=repeat,
+            fold=fold,
+            seed=experiment.seed,
+            artifacts=run.artifacts,
+        )
+        for candidate in experiment.candidates
+        for repeat in range(1, plan.repeats + 1)
+        for fold in range(1, plan.folds + 1)
+    ]
+    folds = collect_folds(map_folds(runner, jobs, run.folder))
+    candidates = aggregate(
+        folds,
+        experiment,
+        dataset,
+        plan,
+        run_id=run.run_id,
+        started_at=run.started_at,
+        artifacts=run.artifacts,
+    )
+    compare(folder)
+    return CrossValidation(dataset, plan, scalers, candidates)
+
+
+def publish(
+    run: Run,
+    scored: CrossValidation,
+    final: FinalFacts | None = None,
+    promotion: PromotionFacts | None = None,
+) -> Summary:
+    """Write the summary and the report, then point ``latest.json`` to the run."""
+    dataset, plan = scored.dataset.open(), run.experiment.plan
+    summary = Summary(
+        run_id=run.run_id,
+        flow=run.flow,
+        experiment=run.experiment.name,
+        experiment_description=run.experiment.description,
+        experiment_digest=run.experiment.digest,
+        started_at=run.started_at,
+        finished_at=datetime.now(UTC),
+        host=platform.node(),
+        processors=os.cpu_count() or 1,
+        workers=run.workers,
+        runner=run.settings.runner,
+        versions={
+            "nightfold": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("tensorflow", "keras", "prefect", "numpy")},
+        },
+        dataset=DatasetFacts(
+            name=dataset.name,
+            origin=dataset.origin,
+            path=str(dataset.path),
+            digest=dataset.digest,
+            n_train=len(dataset.train),
+            n_test=len(dataset.test),
+            image_shape=dataset.image_shape,
+            class_names=dataset.class_names,
+        ),
+        plan=PlanFacts(
+            digest=scored.plan.digest,
+            scheme=plan.scheme,
+            folds=plan.folds,
+            repeats=plan.repeats,
+            seed=plan.seed,
+        ),
+        candidates=tuple(scored.candidates),
+        best=scored.best.name,
+        final=final,
+        promotion=promotion,
+    )
+    summary.write(run.folder)
+    report(str(run.folder))
+    latest = {
+        "run_id": run.run_id,
+        "path": str(run.folder),
+        "finished_at": summary.finished_at.isoformat(),
+    }
+    write_json(run.store.latest, latest)
+    return summary

@@ -1,0 +1,62 @@
+"""What a caller may set for one run, shared by the flows, their deployments and the command.
+
+Prefect shows these fields as the form of a deployment; unknown ones are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nightfold.experiment import Experiment, Runner, load_experiment
+
+
+class Settings(BaseModel):
+    """One run of `evaluate` or `retrain`; a value left empty is the experiment's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    experiment: str = Field("night", description="name of a shipped experiment or a TOML file")
+    dataset: str | None = Field(None, description="source URI, such as mnist or folder:PATH")
+    limit: int | None = Field(None, description="first N rows of a seeded shuffle of each split")
+    candidates: list[str] | None = Field(None, description="only these candidates")
+    folds: int | None = Field(None, description="folds of the plan")
+    repeats: int | None = Field(None, description="repeats of the plan")
+    epochs: int | None = Field(None, description="epochs of every candidate")
+    seed: int | None = Field(None, description="of initial weights and order of rows")
+    workers: int | None = Field(None, ge=1, description="folds at once; one a core if empty")
+    runner: Runner = Field("processes", description="where folds run")
+    address: str | None = Field(None, description="Dask scheduler, such as tcp://127.0.0.1:8786")
+    artifacts: str = Field("artifacts", description="folder that runs write to")
+    run_id: str | None = Field(None, description="name of the run; made up if empty")
+    h5: bool = Field(False, description="also save the final model as HDF5")
+
+    def load(self) -> Experiment:
+        """The experiment with every given value in place of its own."""
+        path = Path(self.experiment)
+        return load_experiment(path if path.suffix else self.experiment).overridden(
+            dataset=self.dataset,
+            limit=self.limit,
+            candidates=self.candidates,
+            folds=self.folds,
+            repeats=self.repeats,
+            epochs=self.epochs,
+            seed=self.seed,
+        )
+
+    @property
+    def n_workers(self) -> int:
+        """Folds trained at once."""
+        if self.runner == "sequential":
+            return 1
+        if self.workers is not None:
+            return self.workers
+        # Containers and batch systems may give a process fewer cores than the machine has.
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+DEFAULTS = Settings()
+"""The main job: the default night on the shipped data."""

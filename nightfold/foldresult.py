@@ -1,0 +1,323 @@
+"""Fold results: one candidate trained on one fold, from the job to what is kept of it.
+
+A result lives in a folder named by everything that decides its numbers, so a rerun finds what is
+there, continues what was interrupted and trains only what is missing. The folder is whole exactly
+if its ``result.json`` is there and the probabilities beside it have the digest written in it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nightfold import __version__
+from nightfold.dataset import DatasetHandle
+from nightfold.experiment import Candidate
+from nightfold.foldplan import PlanHandle
+from nightfold.scaling import Scaler
+from nightfold.store import Store, atomic_file, sha256_file, sha256_json, write_json
+from nightfold.training import ENGINE, Epoch
+from nightfold.zoo import fingerprint
+
+
+class Scores(BaseModel):
+    """Figures of one fold; meanings and units as in `nightfold.tables.SCORES`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int
+    n_train: int
+    n_test: int
+    accuracy: float
+    loss: float
+    log_loss: float
+    brier: float
+    ece: float
+    macro_f1: float
+    epochs: int
+    train_seconds: float
+    images_per_second: float
+    peak_rss_bytes: int
+    parameters: int
+    started_at: datetime
+    finished_at: datetime
+    host: str
+    code_version: str
+    tensorflow_version: str
+    keras_version: str
+
+
+class FoldHandle(BaseModel):
+    """What the train task passes on: where the result is, and its headline."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    digest: str
+    candidate: str
+    candidate_digest: str
+    repeat: int
+    fold: int
+    accuracy: float
+    train_seconds: float
+
+    @property
+    def intact(self) -> bool:
+        """Whether the files are what the handle says."""
+        folder = Path(self.path)
+        try:
+            whole = sha256_file(folder / "result.json") == self.digest
+        except OSError:
+            return False
+        return whole and FoldResult.read(folder) is not None
+
+    def open(self) -> FoldResult:
+        """The result behind the handle.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is gone or altered.
+        """
+        result = FoldResult.read(Path(self.path))
+        if result is None:
+            raise FileNotFoundError(f"the fold result {self.path} is gone or altered")
+        return result
+
+
+class FoldResult(BaseModel):
+    """Scores, history and digest of the out-of-fold probabilities."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    scores: Scores
+    history: tuple[Epoch, ...]
+    probabilities_sha256: str
+
+    @classmethod
+    def read(cls, folder: Path) -> FoldResult | None:
+        """The result in `folder`, or None unless it is whole."""
+        try:
+            result = cls.model_validate_json((folder / "result.json").read_text())
+            found = sha256_file(folder / "probabilities.npy")
+        except (OSError, ValidationError):
+            return None
+        return result if found == result.probabilities_sha256 else None
+
+
+class FoldJob(BaseModel):
+    """One fold to train: everything that decides its numbers, in handles.
+
+    Attributes
+    ----------
+    scaler : Scaler
+        Fitted on the fold's training rows.
+    repeat, fold : int
+        From 1.
+    seed : int
+        The experiment's; every fold derives its own from it, equal for all candidates so that
+        they are compared on equal terms.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: Candidate
+    dataset: DatasetHandle
+    plan: PlanHandle
+    scaler: Scaler
+    repeat: int
+    fold: int
+    seed: int
+    artifacts: str
+
+    @property
+    def fold_seed(self) -> int:
+        """Seed of this fold, 0 to 2**31 - 1."""
+        state = np.random.SeedSequence([self.seed, self.repeat, self.fold])
+        return int(state.generate_state(1)[0] >> 1)
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of everything that decides the numbers, versions included."""
+        return sha256_json(
+            {
+                "candidate": self.candidate.digest,
+                "architecture_source": fingerprint(self.candidate.architecture),
+                "dataset": self.dataset.digest,
+                "plan": self.plan.digest,
+                "repeat": self.repeat,
+                "fold": self.fold,
+                "seed": self.seed,
+                "engine": ENGINE,
+                "code": __version__,
+                "tensorflow": version("tensorflow"),
+                "keras": version("keras"),
+            }
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoint, progress and result are."""
+        return Store(self.artifacts).folds / self.key[:32]
+
+    @property
+    def label(self) -> str:
+        """``deep repeat 1 fold 3``."""
+        return f"{self.candidate.name} repeat {self.repeat} fold {self.fold}"
+
+    def done(self) -> FoldHandle | None:
+        """Handle of the finished result, or None."""
+        result = FoldResult.read(self.folder)
+        if result is None or result.key != self.key:
+            return None
+        return FoldHandle(
+            path=str(self.folder),
+            digest=sha256_file(self.folder / "result.json"),
+            candidate=self.candidate.name,
+            candidate_digest=self.candidate.digest,
+            repeat=self.repeat,
+            fold=self.fold,
+            accuracy=result.scores.accuracy,
+            train_seconds=result.scores.train_seconds,
+        )
+
+    def run(self) -> FoldHandle:
+        """Train and score the fold, or continue, or find it done.
+
+        Returns
+        -------
+        FoldHandle
+            Of a result that is completely written.
+        """
+        from nightfold.training import train
+
+        if (handle := self.done()) is not None:
+            return handle
+        started_at = datetime.now(UTC)
+        dataset = self.dataset.open()
+        plan = self.plan.open()
+        plan.check(dataset)
+        train_rows, scored_rows = plan.rows(self.repeat, self.fold)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = self.folder / "checkpoint.npz"
+        trained = train(
+            self.candidate,
+            dataset,
+            train_rows,
+            scored_rows,
+            scaler=self.scaler,
+            seed=self.fold_seed,
+            checkpoint=checkpoint,
+            on_epoch=self._tell_progress,
+        )
+        labels = dataset.train.labels[scored_rows]
+        scores = _score(
+            labels,
+            trained.probabilities,
+            loss=trained.loss or 0.0,
+            history=trained.history,
+            parameters=sum(int(np.prod(v.shape)) for v in trained.model.trainable_variables),
+            n_train=len(train_rows),
+            seed=self.fold_seed,
+            started_at=started_at,
+        )
+        self._write(scores, trained.history, trained.probabilities)
+        checkpoint.unlink(missing_ok=True)
+        handle = self.done()
+        assert handle is not None
+        return handle
+
+    def progress(self) -> Epoch | None:
+        """The last finished epoch of a fold in flight or done, or None before the first."""
+        try:
+            return Epoch.model_validate_json((self.folder / "progress.json").read_text())
+        except (OSError, ValidationError):
+            return None
+
+    def forget(self) -> None:
+        """Remove whatever is there, so that the next run trains anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _tell_progress(self, epoch: Epoch) -> None:
+        write_json(self.folder / "progress.json", epoch.model_dump(mode="json"))
+
+    def _write(
+        self, scores: Scores, history: list[Epoch], probabilities: NDArray[np.float32]
+    ) -> None:
+        """Probabilities first, the result that names their digest last."""
+        buffer = io.BytesIO()
+        np.save(buffer, probabilities, allow_pickle=False)
+        with atomic_file(self.folder / "probabilities.npy") as part:
+            part.write_bytes(buffer.getvalue())
+        result = FoldResult(
+            key=self.key,
+            scores=scores,
+            history=tuple(history),
+            probabilities_sha256=sha256_file(self.folder / "probabilities.npy"),
+        )
+        write_json(self.folder / "result.json", json.loads(result.model_dump_json()))
+
+
+def read_probabilities(handle: FoldHandle) -> NDArray[np.float32]:
+    """Out-of-fold probabilities, shape (n_scored, n_classes), in ascending order of rows."""
+    array: NDArray[np.float32] = np.load(
+        Path(handle.path) / "probabilities.npy", mmap_mode="r", allow_pickle=False
+    )
+    return array
+
+
+def _score(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    *,
+    loss: float,
+    history: list[Epoch],
+    parameters: int,
+    n_train: int,
+    seed: int,
+    started_at: datetime,
+) -> Scores:
+    from nightfold import statistics
+
+    seconds = sum(epoch.seconds for epoch in history)
+    return Scores(
+        seed=seed,
+        n_train=n_train,
+        n_test=len(labels),
+        accuracy=float((probabilities.argmax(axis=1) == labels).mean()),
+        loss=loss,
+        log_loss=statistics.log_loss(labels, probabilities),
+        brier=statistics.brier(labels, probabilities),
+        ece=statistics.expected_calibration_error(labels, probabilities),
+        macro_f1=statistics.macro_f1(labels, probabilities.argmax(axis=1)),
+        epochs=len(history),
+        train_seconds=seconds,
+        images_per_second=n_train * len(history) / seconds,
+        peak_rss_bytes=_peak_rss_bytes(),
+        parameters=parameters,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+        host=platform.node() or os.uname().sysname,
+        code_version=__version__,
+        tensorflow_version=version("tensorflow"),
+        keras_version=version("keras"),
+    )
+
+
+def _peak_rss_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

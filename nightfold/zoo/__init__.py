@@ -1,0 +1,83 @@
+"""Architectures by name, one file per family.
+
+An architecture is a function ``build(images, n_classes) -> probabilities``: Keras tensors in and
+out, images already scaled, shape (batch, height, width, channels). Decorate it with
+`architecture` in any file of this folder and it is known by its name; a user's own is named
+``module:function`` and needs no registration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nightfold.errors import UsageError
+
+Build = Callable[[Any, int], Any]
+
+_ARCHITECTURES: dict[str, Build] = {}
+
+
+def architecture(build: Build) -> Build:
+    """Register `build` as the architecture of its name."""
+    _ARCHITECTURES[build.__name__] = build
+    return build
+
+
+def architectures() -> dict[str, Build]:
+    """All registered architectures; imports every file of the zoo (Keras stays unimported)."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return dict(sorted(_ARCHITECTURES.items()))
+
+
+def find(name: str) -> Build:
+    """The architecture called `name`, or the user's ``module:function``.
+
+    Raises
+    ------
+    UsageError
+        If there is none; the message lists those there are.
+    """
+    module_name, colon, function = name.partition(":")
+    if not colon:
+        known = architectures()
+        if name in known:
+            return known[name]
+        raise UsageError(
+            f"There is no architecture {name!r}; choose one of {', '.join(known)}, "
+            "or name your own as module:function."
+        )
+    try:
+        build = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"The architecture {name!r} cannot be imported ({error}): check its spelling and that "
+            "its folder is on PYTHONPATH."
+        ) from error
+    if not callable(build):
+        raise UsageError(f"The architecture {name!r} is not a function.")
+    return build  # type: ignore[no-any-return]
+
+
+def fingerprint(name: str) -> str:
+    """Digest of the source of a user's own architecture; '' for a registered one.
+
+    A registered architecture changes only with Nightfold's version, a user's own at any time; its
+    digest belongs to the key of every result made with it.
+    """
+    module_name, colon, _ = name.partition(":")
+    if not colon:
+        return ""
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return ""
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()

@@ -1,0 +1,159 @@
+"""Aggregate fold results to the tables that leave the program.
+
+Writes a run's ``scores``, ``histories``, ``predictions`` and ``foldplan`` tables and the same score
+rows once more under ``artifacts/scores/``, where all nights read as one table.
+"""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+
+from nightfold.dataset import DatasetHandle
+from nightfold.experiment import Experiment
+from nightfold.foldplan import FoldPlan, PlanHandle
+from nightfold.foldresult import FoldHandle, read_probabilities
+from nightfold.store import Store, atomic_file
+from nightfold.summary import CandidateFacts
+from nightfold.tables import HISTORIES, SCORES, build_table, predictions_schema, write_table
+
+
+@task(name="aggregate", task_run_name="aggregate {run_id}")
+def aggregate(
+    folds: list[FoldHandle],
+    experiment: Experiment,
+    dataset: DatasetHandle,
+    plan: PlanHandle,
+    *,
+    run_id: str,
+    started_at: datetime,
+    artifacts: str,
+) -> list[CandidateFacts]:
+    """Write the tables of a run.
+
+    Parameters
+    ----------
+    folds : list of FoldHandle
+        Every fold of every candidate.
+    experiment : Experiment
+    dataset : DatasetHandle
+    plan : PlanHandle
+    run_id : str
+    started_at : datetime
+        Start of the run; its UTC day is the partition under ``artifacts/scores``.
+    artifacts : str
+
+    Returns
+    -------
+    list of CandidateFacts
+        One a candidate, in the order of the experiment.
+    """
+    store = Store(artifacts)
+    folder = store.run(run_id)
+    scores, histories = _rows(folds, experiment, dataset, plan, run_id, started_at)
+    score_table = build_table(scores, SCORES)
+    about = {"run_id": run_id, "plan_digest": plan.digest, "dataset_digest": dataset.digest}
+    write_table(folder / "scores.parquet", score_table, name="scores", **about)
+    write_table(
+        folder / "histories.parquet", build_table(histories, HISTORIES), name="histories", **about
+    )
+    predictions = _predictions(folds, dataset, plan.open(), run_id)
+    write_table(folder / "predictions.parquet", predictions, name="predictions", **about)
+    with atomic_file(folder / "foldplan.parquet") as part:
+        shutil.copyfile(plan.path, part)
+    day = store.scores / f"run_date={started_at.date().isoformat()}"
+    write_table(day / f"{run_id}.parquet", score_table, name="scores", **about)
+    return [
+        _facts(candidate.name, experiment, [r for r in scores if r["candidate"] == candidate.name])
+        for candidate in experiment.candidates
+    ]
+
+
+def _rows(
+    folds: list[FoldHandle],
+    experiment: Experiment,
+    dataset: DatasetHandle,
+    plan: PlanHandle,
+    run_id: str,
+    started_at: datetime,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of scores and of histories."""
+    scores, histories = [], []
+    for fold in folds:
+        candidate = experiment.candidate(fold.candidate)
+        result = fold.open()
+        place = {
+            "run_id": run_id,
+            "candidate": fold.candidate,
+            "repeat": fold.repeat,
+            "fold": fold.fold,
+        }
+        scores.append(
+            {
+                **place,
+                "run_date": started_at.date(),
+                "dataset": dataset.name,
+                "dataset_digest": dataset.digest,
+                "plan_digest": plan.digest,
+                "candidate_digest": candidate.digest,
+                "architecture": candidate.architecture,
+                "scaling": candidate.scaling,
+                **result.scores.model_dump(),
+            }
+        )
+        histories += [{**place, **epoch.model_dump()} for epoch in result.history]
+    return scores, histories
+
+
+def _predictions(
+    folds: list[FoldHandle], dataset: DatasetHandle, plan: FoldPlan, run_id: str
+) -> pa.Table:
+    """Out-of-fold probabilities of every row, a batch of the table a fold."""
+    train = dataset.open().train
+    digests = np.array(train.row_digests)
+    tables = []
+    for fold in folds:
+        _, rows = plan.rows(fold.repeat, fold.fold)
+        probabilities = np.ascontiguousarray(read_probabilities(fold))
+        schema = predictions_schema(probabilities.shape[1])
+        n = len(rows)
+        columns = {
+            "run_id": pa.array([run_id] * n),
+            "candidate": pa.array([fold.candidate] * n),
+            "repeat": np.full(n, fold.repeat),
+            "fold": np.full(n, fold.fold),
+            "row": rows,
+            "row_digest": digests[rows],
+            "label": train.labels[rows],
+            "predicted": probabilities.argmax(axis=1),
+            "probabilities": pa.FixedSizeListArray.from_arrays(
+                pa.array(probabilities.ravel()), probabilities.shape[1]
+            ),
+        }
+        tables.append(
+            pa.table([pa.array(columns[f.name]).cast(f.type) for f in schema], schema=schema)
+        )
+    return pa.concat_tables(tables)
+
+
+def _facts(name: str, experiment: Experiment, rows: list[dict[str, Any]]) -> CandidateFacts:
+    candidate = experiment.candidate(name)
+    accuracies = np.array([row["accuracy"] for row in rows])
+    return CandidateFacts(
+        name=name,
+        digest=candidate.digest,
+        architecture=candidate.architecture,
+        scaling=candidate.scaling,
+        epochs=candidate.epochs,
+        n=len(rows),
+        accuracy_mean=float(accuracies.mean()),
+        accuracy_std=float(accuracies.std(ddof=1)),
+        log_loss_mean=float(np.mean([row["log_loss"] for row in rows])),
+        train_seconds=float(np.sum([row["train_seconds"] for row in rows])),
+        parameters=int(rows[0]["parameters"]),
+    )

@@ -1,0 +1,106 @@
+"""Train one candidate on one fold, and map that over all folds of a run.
+
+The numbers come from `nightfold.foldresult`; here is what Prefect needs: names, tags, retries, the
+cache key, and progress that the UI shows.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Task, get_run_logger, tags, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import TaskRunner
+
+from nightfold.errors import NightfoldError
+from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.store import write_json
+
+
+def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again can help: a user's mistake stays one."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, NightfoldError | ValueError | TypeError | ImportError)
+
+
+def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """Everything that decides the fold's numbers, and where the result lives."""
+    job: FoldJob = parameters["job"]
+    return f"{job.key}-{job.folder}".replace("/", "-")
+
+
+@task(
+    name="train",
+    task_run_name="train {job.label}",
+    tags=["train"],
+    retries=2,
+    retry_delay_seconds=[1, 10],
+    retry_condition_fn=is_transient,
+    cache_key_fn=cache_key,
+    persist_result=True,
+    result_serializer="json",
+)
+def train(job: FoldJob) -> FoldHandle:
+    """Train and score one fold; continue where an earlier attempt stopped."""
+    handle = job.run()
+    get_run_logger().info("%s: accuracy %.3f %%", job.label, 100 * handle.accuracy)
+    return handle
+
+
+def map_folds(
+    runner: TaskRunner[Any], jobs: list[FoldJob], run_folder: Path
+) -> list[PrefectFuture[FoldHandle]]:
+    """Submit every fold to a started task runner.
+
+    A fold whose result is intact on disk may come from Prefect's cache; any other is trained,
+    whatever the cache says: its record says only that the result was there once.
+
+    Parameters
+    ----------
+    runner : TaskRunner
+    jobs : list of FoldJob
+        In the order to start them.
+    run_folder : Path
+        ``jobs.json`` goes there, so that anyone can watch the folds' progress.
+
+    Returns
+    -------
+    list of PrefectFuture
+        In the order of `jobs`.
+    """
+    watch = [
+        {"label": j.label, "folder": str(j.folder), "epochs": j.candidate.epochs} for j in jobs
+    ]
+    write_json(run_folder / "jobs.json", watch)
+    futures: list[PrefectFuture[FoldHandle]] = []
+    for name, group in groupby(jobs, key=lambda job: job.candidate.name):
+        with tags(f"candidate:{name}"):
+            for job in group:
+                # A stale record must not hide that the files behind it are gone.
+                step = train if job.done() else train.with_options(refresh_cache=True)
+                futures.append(runner.submit(step, {"job": job}))
+    return futures
+
+
+def collect_folds(futures: list[PrefectFuture[FoldHandle]]) -> list[FoldHandle]:
+    """Wait for all folds, telling Prefect's progress artifact, and return their handles.
+
+    Raises
+    ------
+    Exception
+        Whatever the first failed fold raised.
+    """
+    progress = create_progress_artifact(
+        progress=0.0, key="folds", description="folds trained and scored"
+    )
+    assert isinstance(progress, UUID)
+    for n_done, future in enumerate(as_completed(list(futures)), start=1):
+        future.result()
+        update_progress_artifact(progress, progress=100 * n_done / len(futures))
+    return [future.result() for future in futures]
