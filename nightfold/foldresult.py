@@ -153,20 +153,15 @@ class FoldJob(BaseModel):
     @cached_property
     def key(self) -> str:
         """sha256 of everything that decides the numbers, versions included."""
-        return sha256_json(
+        return result_key(
+            self.candidate,
+            self.dataset.digest,
             {
-                "candidate": self.candidate.digest,
-                "architecture_source": fingerprint(self.candidate.architecture),
-                "dataset": self.dataset.digest,
                 "plan": self.plan.digest,
                 "repeat": self.repeat,
                 "fold": self.fold,
                 "seed": self.seed,
-                "engine": ENGINE,
-                "code": __version__,
-                "tensorflow": version("tensorflow"),
-                "keras": version("keras"),
-            }
+            },
         )
 
     @property
@@ -270,6 +265,22 @@ class FoldJob(BaseModel):
             probabilities_sha256=sha256_file(self.folder / "probabilities.npy"),
         )
         write_json(self.folder / "result.json", json.loads(result.model_dump_json()))
+
+
+def result_key(candidate: Candidate, dataset_digest: str, rest: dict[str, str | int]) -> str:
+    """sha256 of everything that decides what training gives, versions of code included."""
+    return sha256_json(
+        {
+            "candidate": candidate.digest,
+            "architecture_source": fingerprint(candidate.architecture),
+            "dataset": dataset_digest,
+            **rest,
+            "engine": ENGINE,
+            "code": __version__,
+            "tensorflow": version("tensorflow"),
+            "keras": version("keras"),
+        }
+    )
 
 
 def read_probabilities(handle: FoldHandle) -> NDArray[np.float32]:
