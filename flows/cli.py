@@ -257,18 +257,21 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
     from nightfold.registry import Registry
     from nightfold.store import Store
 
-    registry = Registry(Store(artifacts))
-    champion = registry.champion()
-    manifests = registry.versions()
+    versions = Registry(Store(artifacts)).versions()
     if as_json:
         _print_json(
-            {
-                "champion": champion.version if champion else None,
-                "models": [manifest.model_dump(mode="json") for manifest in manifests],
-            }
+            [
+                {
+                    "version": v.version,
+                    "champion": v.champion,
+                    "error": v.error,
+                    "manifest": v.manifest.model_dump(mode="json") if v.manifest else None,
+                }
+                for v in versions
+            ]
         )
         return
-    if not manifests:
+    if not versions:
         _tell(f"No models under {Store(artifacts).models} yet: 'nightfold retrain' makes one.")
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -276,14 +279,17 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
         table.add_column(column, no_wrap=True)
     for column in ("CV accuracy", "hold-out"):
         table.add_column(column, justify="right", no_wrap=True)
-    for manifest in manifests:
+    for v in versions:
+        if v.manifest is None:
+            table.add_row("!", v.version, v.error)
+            continue
         table.add_row(
-            "*" if champion and champion.version == manifest.version else "",
-            manifest.version,
-            manifest.candidate.name,
-            manifest.dataset,
-            f"{100 * manifest.cross_validated.accuracy_mean:.3f} %",
-            f"{100 * manifest.holdout.accuracy:.3f} %",
+            "*" if v.champion else "",
+            v.version,
+            str(v.manifest.candidate["name"]),
+            v.manifest.dataset,
+            f"{100 * v.manifest.cross_validated.mean:.3f} %",
+            f"{100 * v.manifest.holdout.accuracy:.3f} %",
         )
     _console().print(table)
     _tell("* champion")
@@ -445,9 +451,10 @@ def _show_outcome(summary: Summary, folder: Path) -> None:
             f"std={100 * facts.accuracy_std:.3f}, n={facts.n}"
         )
     if summary.final:
+        final = summary.final
         _say(
-            f"final model      {summary.final.candidate}, {100 * summary.final.holdout_accuracy:.3f}"
-            f" % on {summary.final.holdout_rows:,} hold-out images"
+            f"final model      {final.candidate}, {100 * final.holdout_accuracy:.3f} % "
+            f"on {final.holdout_rows:,} hold-out images"
         )
     if summary.promotion:
         outcome = "promoted" if summary.promotion.promoted else "not promoted"

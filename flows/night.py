@@ -18,7 +18,7 @@ from nightfold import __version__
 from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Experiment
 from nightfold.foldplan import PlanHandle
-from nightfold.foldresult import FoldJob
+from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.store import Store, write_json
 from nightfold.summary import (
     CandidateFacts,
@@ -93,12 +93,17 @@ class CrossValidation:
     dataset: DatasetHandle
     plan: PlanHandle
     scalers: FittedScalers
+    folds: list[FoldHandle]
     candidates: list[CandidateFacts]
 
     @property
     def best(self) -> CandidateFacts:
         """The candidate with the highest mean accuracy; the first declared among equals."""
         return max(self.candidates, key=lambda facts: facts.accuracy_mean)
+
+    def accuracies(self, candidate: str) -> tuple[float, ...]:
+        """Accuracy of every fold of one candidate, in the order of the plan."""
+        return tuple(fold.accuracy for fold in self.folds if fold.candidate == candidate)
 
 
 def cross_validate(run: Run, runner: TaskRunner[Any]) -> CrossValidation:
@@ -134,7 +139,7 @@ def cross_validate(run: Run, runner: TaskRunner[Any]) -> CrossValidation:
         artifacts=run.artifacts,
     )
     compare(folder)
-    return CrossValidation(dataset, plan, scalers, candidates)
+    return CrossValidation(dataset, plan, scalers, folds, candidates)
 
 
 def publish(

@@ -12,14 +12,14 @@ from prefect import get_run_logger, task
 from pydantic import BaseModel, ConfigDict
 
 from nightfold import statistics
-from nightfold.bundle import BundleHandle, CrossValidated, Holdout, seal
+from nightfold.bundle import BundleHandle, FoldScores, HoldoutScores, ModelFacts, seal
 from nightfold.dataset import Dataset, DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import result_key
 from nightfold.scaling import Scaler
 from nightfold.store import Store, write_json
-from nightfold.summary import CandidateFacts, FinalFacts
+from nightfold.summary import FinalFacts
 from tasks.train import is_transient
 
 GOLDEN_IMAGES = 16
@@ -35,7 +35,6 @@ class FinalJob(BaseModel):
     plan: PlanHandle
     scaler: Scaler
     seed: int
-    cross_validated: CandidateFacts
     fold_accuracies: tuple[float, ...]
     run_id: str
     artifacts: str
@@ -84,6 +83,7 @@ def fit_and_seal(job: FinalJob) -> Finalized:
 
     dataset = job.dataset.open()
     rows = np.arange(len(dataset.train))
+    # It stays when the model is sealed: a night in which nothing changed need not fit it again.
     checkpoint = job.folder / "checkpoint.npz"
     job.folder.mkdir(parents=True, exist_ok=True)
     trained = train(
@@ -102,17 +102,20 @@ def fit_and_seal(job: FinalJob) -> Finalized:
     bundle = seal(
         trained.model,
         Store(job.artifacts).models,
-        version=job.run_id,
-        candidate=job.candidate,
-        dataset=dataset,
-        plan_digest=job.plan.digest,
-        cross_validated=CrossValidated(
-            accuracy_mean=job.cross_validated.accuracy_mean,
-            accuracy_std=job.cross_validated.accuracy_std,
-            accuracies=job.fold_accuracies,
+        ModelFacts(
+            version=job.run_id,
+            run_id=job.run_id,
+            dataset=dataset.name,
+            dataset_digest=dataset.digest,
+            plan_digest=job.plan.digest,
+            class_names=dataset.class_names,
+            scaling=job.scaler.model_dump(mode="json"),
+            candidate=job.candidate.model_dump(mode="json"),
+            candidate_digest=job.candidate.digest,
+            cross_validated=FoldScores.of(list(job.fold_accuracies)),
+            holdout=holdout,
         ),
-        holdout=holdout,
-        golden_images=np.asarray(dataset.test.images[:GOLDEN_IMAGES]),
+        np.asarray(dataset.test.images[:GOLDEN_IMAGES]),
         h5=job.h5,
     )
     facts = FinalFacts(
@@ -124,12 +127,10 @@ def fit_and_seal(job: FinalJob) -> Finalized:
         holdout_log_loss=holdout.log_loss,
         train_seconds=sum(epoch.seconds for epoch in trained.history),
     )
-    # Only now: killed before the bundle is sealed, the next attempt has the fitted weights.
-    checkpoint.unlink(missing_ok=True)
     return Finalized(bundle=bundle, facts=facts)
 
 
-def _test(model: Any, dataset: Dataset) -> Holdout:
+def _test(model: Any, dataset: Dataset) -> HoldoutScores:
     """Scores of the final model on the rows that nothing before has looked at."""
     labels: NDArray[np.int64] = np.asarray(dataset.test.labels)
     images = dataset.test.images
@@ -138,7 +139,7 @@ def _test(model: Any, dataset: Dataset) -> Holdout:
         for start in range(0, len(labels), 1000)
     ]
     probabilities = np.concatenate(parts)
-    return Holdout(
+    return HoldoutScores(
         rows=len(labels),
         accuracy=float((probabilities.argmax(axis=1) == labels).mean()),
         log_loss=statistics.log_loss(labels, probabilities),

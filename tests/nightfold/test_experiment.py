@@ -47,7 +47,7 @@ def test_the_tutorial_is_the_tutorial():
         ('[[candidates]]\nname = "a"\narchitecture = "resnet"', ["architecture", "baseline"]),
         ("[plan]\nfolds = 1\n" + MINIMAL, ["plan.folds"]),
         ('name = "x"', ["candidates"]),
-        ("name = ", ["not valid TOML", "line 1"]),
+        ("name = =", ["not valid TOML", "line 1"]),
     ],
 )
 def test_a_mistake_names_file_and_key(written, text, words):

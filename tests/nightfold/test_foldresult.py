@@ -1,0 +1,100 @@
+"""Fold results: found when whole, trained again when not, keyed by all that decides them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nightfold.experiment import Candidate, Optimizer, PlanChoice
+from nightfold.foldplan import FoldPlan, PlanHandle
+from nightfold.foldresult import FoldJob, read_probabilities
+from nightfold.scaling import Scaler, pixel_histogram
+from nightfold.store import Store
+
+
+@pytest.fixture
+def job(small_mnist, tmp_path):
+    plan = FoldPlan.build(PlanChoice(folds=3), small_mnist)
+    path = plan.save(Store(tmp_path).plans)
+    rows, _ = plan.rows(1, 1)
+    return FoldJob(
+        candidate=Candidate(
+            name="net",
+            architecture="dense",
+            epochs=2,
+            optimizer=Optimizer(learning_rate=0.1),
+        ),
+        dataset=small_mnist.handle,
+        plan=PlanHandle(
+            path=str(path), digest=plan.digest, folds=3, repeats=1, n_rows=plan.n_rows
+        ),
+        scaler=Scaler.fit("normalize", pixel_histogram(small_mnist.train.images, rows)),
+        repeat=1,
+        fold=1,
+        seed=1,
+        artifacts=str(tmp_path),
+    )
+
+
+def changed(job, **values):
+    return FoldJob.model_validate({**job.model_dump(), **values})
+
+
+def test_the_key_covers_all_that_decides_the_numbers(job):
+    other_recipe = {**job.candidate.model_dump(), "epochs": 3}
+    for values in ({"fold": 2}, {"repeat": 2}, {"seed": 2}, {"candidate": other_recipe}):
+        assert changed(job, **values).key != job.key
+
+
+def test_the_key_does_not_cover_the_name_or_the_place(job, tmp_path):
+    renamed = {**job.candidate.model_dump(), "name": "other"}
+    assert changed(job, candidate=renamed, artifacts=str(tmp_path / "x")).key == job.key
+
+
+def test_folds_have_seeds_of_their_own_and_candidates_share_them(job):
+    other = {**job.candidate.model_dump(), "architecture": "baseline"}
+    assert changed(job, fold=2).fold_seed != job.fold_seed
+    assert changed(job, candidate=other).fold_seed == job.fold_seed
+
+
+@pytest.mark.slow
+class TestRun:
+    def test_a_result_scores_exactly_the_fold_that_was_held_back(self, job):
+        result = job.run().open()
+        _, scored = job.plan.open().rows(1, 1)
+        dataset = job.dataset.open()
+        probabilities = read_probabilities(job.done())
+        right = probabilities.argmax(axis=1) == dataset.train.labels[scored]
+        assert result.scores.n_test == len(scored) == len(probabilities)
+        assert result.scores.n_train == len(dataset.train) - len(scored)
+        assert result.scores.accuracy == pytest.approx(right.mean())
+        assert [epoch.epoch for epoch in result.history] == [1, 2]
+        assert job.progress().epoch == 2
+
+    def test_a_second_run_trains_nothing(self, job):
+        first = job.run()
+        written = (job.folder / "result.json").stat().st_mtime_ns
+        assert job.run() == first
+        assert (job.folder / "result.json").stat().st_mtime_ns == written
+
+    @pytest.mark.parametrize("name", ["result.json", "probabilities.npy"])
+    @pytest.mark.parametrize("harm", ["gone", "altered"])
+    def test_a_damaged_result_is_trained_again(self, job, name, harm):
+        before = job.run()
+        path = job.folder / name
+        if harm == "gone":
+            path.unlink()
+        else:
+            content = bytearray(path.read_bytes())
+            content[-3] ^= 1
+            path.write_bytes(content)
+        assert not before.intact
+        assert job.done() is None
+        assert job.run().accuracy == before.accuracy
+
+    def test_nothing_is_a_pickle_and_no_checkpoint_stays(self, job):
+        job.run()
+        names = {path.name for path in job.folder.iterdir()}
+        assert names == {"result.json", "probabilities.npy", "progress.json"}
+        np.load(job.folder / "probabilities.npy", allow_pickle=False)
+        json.loads((job.folder / "result.json").read_text())
