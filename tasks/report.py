@@ -1,0 +1,450 @@
+"""report: the page that people read in the morning, built from a run's files alone.
+
+It draws the figures and fills two templates that lie beside it, one for the browser and one in
+Markdown. It computes no score and takes no decision: those are in the tables by then, so the report
+of an old run can be built again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from prefect import task
+from prefect.context import TaskRunContext
+from pydantic import BaseModel, ConfigDict
+
+from nightfold.dataset import DatasetHandle, Split
+from nightfold.errors import DataRefused, UsageError
+from nightfold.store import atomic_file, sha256_file
+from nightfold.summary import CandidateFacts, Summary
+from nightfold.validation import Check, ValidationReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SHOWN_MISTAKES = 12
+"""Images in the figure of mistakes; three lines of four."""
+TUTORIAL_EPOCHS = 10
+"""Epochs of the published recipe; fewer are said on the page."""
+
+
+class ReportHandle(BaseModel):
+    """Where the report is, and its sha256."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page.
+
+    Attributes
+    ----------
+    name : str
+        Of the file ``figures/<name>.png``.
+    title, caption : str
+        What it shows; what to see in it.
+    svg : str
+        The figure as an element of the page; empty in a message without figures.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run left in its folder, read when asked for."""
+
+    folder: Path
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The document people and programs read first."""
+        return Summary.read(self._existing("summary.json").parent)
+
+    @cached_property
+    def validation(self) -> ValidationReport:
+        """What the checks of the data found."""
+        return ValidationReport.read(self._existing("validation.json").parent)
+
+    @cached_property
+    def best(self) -> CandidateFacts:
+        """The candidate with the highest mean accuracy."""
+        return next(c for c in self.summary.candidates if c.name == self.summary.best)
+
+    def table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """The table ``<name>.parquet``."""
+        import pandas as pd
+
+        return pd.read_parquet(self._existing(f"{name}.parquet"), columns=columns)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What the best candidate said about every row that it had not been trained on."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(
+            self._existing("predictions.parquet"),
+            columns=["row", "label", "predicted", "probabilities"],
+            filters=[("candidate", "=", self.summary.best)],
+        )
+        probabilities = table["probabilities"].combine_chunks().flatten().to_numpy()
+        row, label, predicted = (table[name].to_numpy() for name in table.column_names[:3])
+        confidence = probabilities.reshape(len(table), -1).max(axis=1)
+        return Answers(row, label, predicted, confidence)
+
+    @cached_property
+    def images(self) -> Split | None:
+        """The training split, or None if the snapshot is no longer on this machine."""
+        facts = self.summary.dataset
+        handle = DatasetHandle(
+            path=facts.path,
+            digest=facts.digest,
+            name=facts.name,
+            n_train=facts.n_train,
+            n_test=facts.n_test,
+        )
+        try:
+            return handle.open().train
+        except DataRefused:
+            return None
+
+    def _existing(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise UsageError(f"There is no {name} in {self.folder}: run the experiment again.")
+        return path
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Out-of-fold predictions of one candidate; arrays of equal length, one entry a prediction."""
+
+    row: NDArray[np.int64]
+    label: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+
+    @cached_property
+    def mistakes(self) -> NDArray[np.int64]:
+        """Positions of wrong predictions, surest first, each row once."""
+        wrong = np.flatnonzero(self.label != self.predicted)
+        surest = wrong[np.argsort(-self.confidence[wrong], kind="stable")]
+        _, first = np.unique(self.row[surest], return_index=True)
+        return surest[np.sort(first)]
+
+    def mixed_up(self, class_names: tuple[str, ...]) -> list[tuple[str, str, int]]:
+        """The three most frequent mistakes: true class, predicted class, count."""
+        n = len(class_names)
+        counts = np.bincount(self.label * n + self.predicted, minlength=n * n)
+        counts[:: n + 1] = 0
+        most = np.argsort(-counts, kind="stable")[:3]
+        return [
+            (class_names[cell // n], class_names[cell % n], int(counts[cell]))
+            for cell in most
+            if counts[cell]
+        ]
+
+
+@task(name="report")
+def report(run_folder: str) -> ReportHandle:
+    """Build the report of a run and show its summary in the Prefect UI.
+
+    Parameters
+    ----------
+    run_folder : str
+        A folder ``artifacts/runs/<run_id>`` with tables, ``validation.json`` and ``summary.json``.
+
+    Returns
+    -------
+    ReportHandle
+
+    Raises
+    ------
+    UsageError
+        If a file of the run is missing.
+    """
+    handle = build_report(Path(run_folder))
+    if TaskRunContext.get() is not None:
+        _show_in_prefect(RunFiles(Path(run_folder)))
+    return handle
+
+
+def build_report(run_folder: Path) -> ReportHandle:
+    """Write ``figures/*.png``, ``report.md`` and ``report.html`` into the folder of a run.
+
+    The same files give the same bytes. ``report.html`` needs no other file and no network.
+
+    Parameters
+    ----------
+    run_folder : Path
+
+    Returns
+    -------
+    ReportHandle
+        Of ``report.html``.
+
+    Raises
+    ------
+    UsageError
+        If a file of the run is missing.
+    """
+    run = RunFiles(run_folder)
+    pictures = _draw(run)
+    for name in ("report.md", "report.html"):
+        text = _render(f"{name}.jinja", run, pictures)
+        with atomic_file(run_folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+    target = run_folder / "report.html"
+    return ReportHandle(path=str(target), digest=sha256_file(target))
+
+
+def _draw(run: RunFiles) -> dict[str, list[Picture]]:
+    """The pictures of each section; a section without a picture has an empty list."""
+    from nightfold import figures
+
+    summary, answers = run.summary, run.answers
+    scores, histories = run.table("scores"), run.table("histories")
+    names = summary.dataset.class_names
+    confusion = figures.confusion_matrix(answers.label, answers.predicted, names)
+    right = answers.label == answers.predicted
+    reliability = figures.reliability_curve(answers.confidence, right)
+    pictures = {
+        "boxes": [
+            _picture(
+                run,
+                "accuracy_boxes",
+                "Accuracy of every fold",
+                "Box: quartiles and median. Whiskers: farthest fold within 1.5 box widths. "
+                "Points: the folds.",
+                figures.accuracy_boxes(scores),
+            )
+        ],
+        "curves": [
+            _picture(
+                run,
+                f"learning_curves_{candidate.name}",
+                f"Learning curves of {candidate.name}",
+                "One line a fold: loss above, accuracy below.",
+                figures.learning_curves(
+                    histories[histories["candidate"] == candidate.name], candidate.name
+                ),
+            )
+            for candidate in summary.candidates
+        ],
+        "confusion": [
+            _picture(
+                run, "confusion_matrix", "Confusion matrix", _words(answers, summary), confusion
+            ),
+            _picture(
+                run,
+                "reliability_curve",
+                "Reliability",
+                "On the dashed line the model is right as often as it says; below it, it is too "
+                "sure of itself. Larger points hold more images.",
+                reliability,
+            ),
+        ],
+    }
+    return {**pictures, **_draw_images(run)}
+
+
+def _draw_images(run: RunFiles) -> dict[str, list[Picture]]:
+    """The pictures that show images of the data set; none if the snapshot is gone."""
+    from nightfold import figures
+
+    if run.images is None:
+        return {"mistakes": [], "samples": []}
+    names, answers, train = run.summary.dataset.class_names, run.answers, run.images
+    shown = answers.mistakes[:SHOWN_MISTAKES]
+    mistakes = figures.confident_mistakes(
+        train.images[answers.row[shown]],
+        [names[label] for label in answers.label[shown]],
+        [names[label] for label in answers.predicted[shown]],
+        answers.confidence[shown].tolist(),
+    )
+    samples = figures.sample_images(train.images[:9], [names[label] for label in train.labels[:9]])
+    total = len(answers.mistakes)
+    caption = (
+        f"The {len(shown)} mistakes that {run.summary.best} was surest of, out of {total:,} images "
+        "predicted wrong. Wrong labels show up here first."
+        if total
+        else f"{run.summary.best} predicted every image right."
+    )
+    return {
+        "mistakes": [
+            _picture(run, "confident_mistakes", "Most confident mistakes", caption, mistakes)
+        ],
+        "samples": [
+            _picture(run, "sample_images", "First images of the training split", "", samples)
+        ],
+    }
+
+
+def _words(answers: Answers, summary: Summary) -> str:
+    mixed = [
+        f"{true} taken for {said} ({number:,} times)"
+        for true, said, number in answers.mixed_up(summary.dataset.class_names)
+    ]
+    most = f" Most frequent: {', '.join(mixed)}." if mixed else " There is no mistake."
+    repeats = " An image counts once in every repeat." if summary.plan.repeats > 1 else ""
+    return (
+        "Every image was predicted by a model that had not seen it. Blue: right; orange: wrong, "
+        f"darker the larger the part of its class.{most}{repeats}"
+    )
+
+
+def _picture(run: RunFiles, name: str, title: str, caption: str, figure: Figure) -> Picture:
+    from nightfold.figures import save_png, to_svg
+
+    save_png(figure, run.folder / "figures" / f"{name}.png")
+    # matplotlib escapes the text inside, so the element is safe to put into the page as it is.
+    return Picture(name, title, caption, Markup(to_svg(figure, name)))
+
+
+def _render(template: str, run: RunFiles, pictures: Mapping[str, list[Picture]]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": lambda fraction: f"{100 * fraction:.3f}",
+        "points": lambda difference: f"{100 * difference:+.3f}".replace("-", "\N{MINUS SIGN}"),
+        "chance": chance,
+        "count": lambda number: f"{number:,}",
+        "seconds": lambda seconds: f"{seconds:,.1f}",
+        "duration": duration,
+        "cell": one_line,
+        "moment": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
+    }
+    return environment.get_template(template).render(_context(run), pictures=pictures)
+
+
+def _context(run: RunFiles) -> dict[str, Any]:
+    summary, checks = run.summary, run.validation.checks
+    columns = ["candidate", "repeat", "fold", "accuracy", "loss", "epochs", "train_seconds"]
+    verdicts = run.table("verdicts").astype(object)
+    return {
+        "summary": summary,
+        "best": run.best,
+        "headline": headline(summary),
+        "folds": run.table("scores", columns).to_dict("records"),
+        "verdicts": verdicts.where(verdicts.notna(), None).to_dict("records"),
+        "checks": checks,
+        "failed": sorted((c for c in checks if not c.passed), key=_by_severity),
+        "fewer_epochs": max(c.epochs for c in summary.candidates) < TUTORIAL_EPOCHS,
+        "tutorial_epochs": TUTORIAL_EPOCHS,
+        "images_gone": run.images is None,
+    }
+
+
+def _by_severity(check: Check) -> int:
+    return ("critical", "warning", "info").index(check.severity)
+
+
+def headline(summary: Summary) -> str:
+    """What came out of a run, in one plain sentence.
+
+    Parameters
+    ----------
+    summary : Summary
+
+    Returns
+    -------
+    str
+        Names the best candidate, its accuracy, the hold-out accuracy if there is one, and what
+        became of the champion.
+    """
+    best = next(c for c in summary.candidates if c.name == summary.best)
+    n = len(summary.candidates)
+    place = "the only candidate" if n == 1 else f"the best of {n} candidates"
+    scored = f"{100 * best.accuracy_mean:.3f} % in cross-validation"
+    if summary.final is None:
+        return (
+            f"{best.name} is {place} with {scored}; this run fitted no final model and left the "
+            "champion as it is."
+        )
+    tested = (
+        f"{100 * summary.final.holdout_accuracy:.3f} % on the "
+        f"{summary.final.holdout_rows:,} images held out"
+    )
+    if summary.promotion is None:
+        return f"{best.name} is {place} with {scored} and {tested}; it was not up for promotion."
+    if summary.promotion.promoted:
+        return f"{best.name} is the new champion: {place} with {scored} and {tested}."
+    return (
+        f"{best.name} is {place} with {scored} and {tested}, but it was not promoted"
+        f"{'; the champion stays.' if summary.promotion.champion else '.'}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time span for people.
+
+    Examples
+    --------
+    >>> duration(4.25), duration(843), duration(7500)
+    ('4.2 s', '14 min 3 s', '2 h 5 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def chance(probability: float | None) -> str:
+    """A probability in three decimals; ``n/a`` where there is none.
+
+    Examples
+    --------
+    >>> chance(0.0312), chance(0.00001), chance(None)
+    ('0.031', '< 0.001', 'n/a')
+    """
+    if probability is None:
+        return "n/a"
+    return "< 0.001" if probability < 0.001 else f"{probability:.3f}"
+
+
+def one_line(text: object) -> str:
+    """`text` fit for a line or a table cell of Markdown."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _show_in_prefect(run: RunFiles) -> None:
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    rows = [
+        {
+            "candidate": facts.name,
+            "mean accuracy (%)": f"{100 * facts.accuracy_mean:.3f}",
+            "standard deviation (points)": f"{100 * facts.accuracy_std:.3f}",
+            "n": facts.n,
+        }
+        for facts in run.summary.candidates
+    ]
+    # The report is on the disk already: a server that is away must not fail the run.
+    with suppress(Exception):
+        create_markdown_artifact(key="report", markdown=_render("report.md.jinja", run, {}))
+        create_table_artifact(key="scores", table=rows, description=headline(run.summary))
