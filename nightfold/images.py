@@ -1,0 +1,232 @@
+"""Images: from an encoded file or its bytes to uint8 pixels, the same for training and prediction.
+
+Every decision about an odd image (transparency, orientation, bit depth, animation) is taken here
+once and told in words. It does not know data sets, and it never invents pixels for a file that
+cannot be read: that file is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nightfold.errors import DataRefused
+
+Channels = Literal[1, 3]
+Size = tuple[int, int]
+
+# Named one by one because Pillow's other readers start programs or have no use here.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+MAX_PIXELS = 2**27
+"""Largest width times height that is decoded: 134 million, more than any common camera."""
+
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+_SAY = {"L": "grey", "1": "bilevel", "P": "palette", "LA": "grey with alpha"}
+
+
+@dataclass(frozen=True)
+class ImageReading:
+    """A decoded image.
+
+    Attributes
+    ----------
+    pixels : ndarray of uint8, shape (height, width, channels)
+        0 is black.
+    preparation : str
+        What was done, with sizes as width x height: ``RGBA 640x480 on white -> grey 28x28``.
+    """
+
+    pixels: NDArray[np.uint8]
+    preparation: str
+
+
+def read_image(
+    source: Path | bytes,
+    *,
+    channels: Channels | None = None,
+    size: Size | None = None,
+    where: str,
+) -> ImageReading:
+    """Decode one image.
+
+    The first frame of an animation is taken. An EXIF orientation is applied. Whatever is
+    transparent lies on white, as on paper and in most viewers. 16-bit values 0 to 65535 become 0
+    to 255, rounded; 32-bit integers are taken as 16-bit values and floating-point pixels as 0 to
+    1, and any of them beyond that range is refused because its scale is unknown. Colour becomes
+    grey by the ITU-R 601 luma, as in Pillow. Resizing stretches to `size` with Pillow's bilinear
+    filter, which averages when it shrinks and never overshoots.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        A PNG, JPEG, BMP, GIF, TIFF or WebP file, or the content of one.
+    channels : {1, 3}, optional
+        Grey or RGB; the image's own if left out.
+    size : tuple of int, optional
+        (height, width) to resize to; the image's own if left out.
+    where : str
+        What error messages call the image: its path, or row and file.
+
+    Raises
+    ------
+    DataRefused
+        If there is no such file, if it is not a whole image of a known format, or if it is larger
+        than `MAX_PIXELS`.
+
+    Examples
+    --------
+    >>> file = io.BytesIO()
+    >>> Image.new("RGBA", (6, 4)).save(file, "png")
+    >>> reading = read_image(file.getvalue(), channels=1, where="a drawing")
+    >>> reading.pixels.shape, int(reading.pixels.min()), reading.preparation
+    ((4, 6, 1), 255, 'RGBA 6x4 on white -> grey 6x4')
+    """
+    try:
+        with warnings.catch_warnings():
+            # Our own limit below says it in a sentence; Pillow's is a warning on the terminal.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+            ) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                image.load()
+                return _prepared(image, channels, size, where)
+    except DataRefused:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataRefused(
+            f"{where} is an image of more than {MAX_PIXELS:,} pixels: make it smaller."
+        ) from error
+    except FileNotFoundError as error:
+        raise DataRefused(f"There is no image {where}: check the path.") from error
+    # Hostile bytes make Pillow's readers raise almost anything, not only OSError.
+    except Exception as error:
+        raise DataRefused(
+            f"{where} is not a whole image that can be read ({_reason(source, error)}): replace "
+            f"or remove it; the formats are {', '.join(FORMATS)}."
+        ) from error
+
+
+def read_images(
+    items: Iterable[tuple[Path | bytes, str]],
+    n: int,
+    *,
+    channels: Channels | None = None,
+    size: Size | None = None,
+) -> NDArray[np.uint8]:
+    """Decode `n` images into one array.
+
+    Parameters
+    ----------
+    items : iterable of (source, where)
+        As `read_image` takes them.
+    n : int
+        How many there are, at least 1.
+    channels : {1, 3}, optional
+        If left out: 1 if every image is grey, else 3.
+    size : tuple of int, optional
+        (height, width); if left out all images must have the same.
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, height, width, channels)
+
+    Raises
+    ------
+    DataRefused
+        If an image cannot be read, or if the images differ in size and no `size` is given.
+    """
+    stack: NDArray[np.uint8] | None = None
+    first = ""
+    for position, (source, where) in enumerate(items):
+        pixels = read_image(source, channels=channels, size=size, where=where).pixels
+        if stack is None:
+            stack, first = _room(n, pixels, where), where
+        if pixels.shape[:2] != stack.shape[1:3]:
+            raise DataRefused(
+                f"{where} is {pixels.shape[0]}x{pixels.shape[1]} (height x width) but {first} is "
+                f"{stack.shape[1]}x{stack.shape[2]}: give --size HxW to bring all to one size."
+            )
+        if pixels.shape[2] > stack.shape[3]:
+            stack = np.repeat(stack, 3, axis=3)
+        stack[position] = pixels
+    assert stack is not None
+    return stack
+
+
+def _room(n: int, pixels: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+    try:
+        return np.empty((n, *pixels.shape), np.uint8)
+    except MemoryError as error:
+        raise DataRefused(
+            f"{n:,} images like {where} ({pixels.shape[0]}x{pixels.shape[1]}) do not fit into "
+            "memory: give a smaller --size HxW."
+        ) from error
+
+
+def _prepared(
+    image: Image.Image, channels: Channels | None, size: Size | None, where: str
+) -> ImageReading:
+    was = f"{_SAY.get(image.mode, image.mode)} {image.width}x{image.height}"
+    notes = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"first of {frames} frames")
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+        notes.append("turned as its EXIF orientation says")
+    if channels is None:
+        channels = 1 if image.mode in _GREY_MODES else 3
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode[0] in "IF":
+        image = _eight_bits(image, where)
+        notes.append("scaled to 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            paper = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(paper, image)
+            notes.append("on white")
+        image = image.convert("RGB")
+    if image.mode != mode:
+        image = image.convert(mode)
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    became = f"{_SAY.get(mode, mode)} {image.width}x{image.height}"
+    before = " ".join([was, ", ".join(notes)]) if notes else was
+    return ImageReading(pixels, before if before == became else f"{before} -> {became}")
+
+
+def _eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """Grey image of uint8 from one of 16-bit, 32-bit or floating-point values."""
+    values = np.asarray(image)
+    top = 1.0 if image.mode == "F" else 65535.0
+    # Written so that NaN is refused too.
+    if not (values.min() >= 0 and values.max() <= top):
+        raise DataRefused(
+            f"{where} has pixel values outside 0 to {top:g}, so their scale is unknown: save it "
+            "with 8 or 16 bits a channel."
+        )
+    return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
+
+
+def _reason(source: Path | bytes, error: Exception) -> str:
+    if isinstance(source, bytes):
+        empty = not source
+    else:
+        empty = source.is_file() and source.stat().st_size == 0
+    if empty:
+        return "0 bytes"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image file, whatever its name ends with"
+    return str(error).rstrip(".") or type(error).__name__

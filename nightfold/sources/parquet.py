@@ -1,0 +1,303 @@
+"""Parquet in the image layout of the Hugging Face hub: Nightfold's native form of a data set.
+
+A column of the type struct<bytes, path> holds encoded images, an integer column their classes, and
+the schema metadata under the key ``huggingface`` names both columns and the classes. Data sets of
+the hub are read as they are, and what is written here opens there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from nightfold.dataset import Dataset, Split
+from nightfold.errors import DataRefused, UsageError
+from nightfold.images import Channels, Size, read_images
+from nightfold.sources.contents import Contents, integer_labels
+from nightfold.store import atomic_file
+
+_SHARD = re.compile(r"(?P<split>train|test)(-.*?)??(-(?P<number>\d+)-of-(?P<count>\d+))?\.parquet")
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None
+
+
+def files(path: Path) -> list[Path]:
+    """The files `read` would read, in the order of the rows.
+
+    Raises
+    ------
+    DataRefused
+        If a folder holds no training rows, lacks a shard or holds other Parquet files.
+    """
+    return [shard for shards in _shards(path).values() for shard in shards]
+
+
+def read(path: Path, size: Size | None, channels: Channels | None) -> Contents:
+    """Read one file, which is all training rows, or a folder of ``train`` and ``test`` files.
+
+    The files are ``train.parquet`` and ``test.parquet`` or shards such as
+    ``train-00000-of-00002.parquet``, in the folder or in its ``data`` folder.
+
+    Parameters
+    ----------
+    path : Path
+    size : tuple of int or None
+        (height, width) to resize to; without it all images must have the same size.
+    channels : {1, 3} or None
+        Without it 1 if every image is stored as grey, else 3.
+
+    Raises
+    ------
+    DataRefused
+        With file and row if an image cannot be read or differs in size, with file if it is not
+        Parquet of this layout, or as `files` does.
+    """
+    shards = _shards(path)
+    columns = _columns(shards["train"][0])
+    counts = {
+        split: sum(_opened(shard).metadata.num_rows for shard in members)
+        for split, members in shards.items()
+    }
+    total = sum(counts.values())
+    if not counts["train"]:
+        raise DataRefused(f"{shards['train'][0]} holds no rows: write it again.")
+    paths = [shard for members in shards.values() for shard in members]
+    labels = np.concatenate([_labels(shard, columns) for shard in paths])
+    images = read_images(_images(paths, columns.image), total, channels=channels, size=size)
+    found, start = {}, 0
+    for split, count in counts.items():
+        found[split] = Split(images[start : start + count], labels[start : start + count])
+        start += count
+    # One missing label must not make the other split's labels floating-point.
+    train, *test = (
+        Split(split.images, integer_labels(split.labels, str(path))) for split in found.values()
+    )
+    return Contents(train, test[0] if test else None, columns.class_names)
+
+
+def write_native(folder: Path, dataset: Dataset) -> bool:
+    """Write ``train.parquet`` and ``test.parquet`` into `folder` unless they are there already.
+
+    Images are stored as PNG without loss; equal data gives equal bytes.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be; other files in it stay.
+    dataset : Dataset
+
+    Returns
+    -------
+    bool
+        False if the same data set was there and nothing was written.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds another data set.
+    DataRefused
+        If the pixels are not uint8 or a label is not an integer, which the form cannot hold.
+    """
+    # The training file is written last: where it is, the other one is whole.
+    if (folder / "train.parquet").exists():
+        there = read(folder, None, None)
+        if (
+            there.test is not None
+            and all(
+                _equal(getattr(there, name), getattr(dataset, name)) for name in ("train", "test")
+            )
+            and there.class_names == dataset.class_names
+        ):
+            return False
+        raise UsageError(
+            f"{folder} already holds another data set: choose another name or delete that folder."
+        )
+    for name, split in (("test", dataset.test), ("train", dataset.train)):
+        if split.images.dtype != np.uint8 or not _integers(split.labels).all():
+            raise DataRefused(
+                f"The {name} rows of {dataset.name} have {split.images.dtype} pixels and "
+                f"{split.labels.dtype} labels: a named data set holds uint8 pixels and integer or "
+                "missing labels only."
+            )
+        _write_split(folder / f"{name}.parquet", split, dataset.class_names)
+    return True
+
+
+def _write_split(target: Path, split: Split, class_names: tuple[str, ...]) -> None:
+    label = {"names": list(class_names), "_type": "ClassLabel"}
+    features = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [("image", image), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps(features)},
+    )
+    with (
+        atomic_file(target) as part,
+        # The dictionary that Parquet builds by default is of no use where no value recurs.
+        pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=["label"]) as writer,
+    ):
+        for start in range(0, len(split), _BATCH):
+            images = split.images[start : start + _BATCH]
+            labels = split.labels[start : start + _BATCH]
+            missing = np.isnan(labels)
+            rows = {
+                "image": pa.array([{"bytes": _png(pixels)} for pixels in images], image),
+                "label": pa.array(np.where(missing, 0, labels).astype(np.int64), mask=missing),
+            }
+            writer.write_table(pa.table(rows, schema=schema))
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
+        file, "png", optimize=True
+    )
+    return file.getvalue()
+
+
+def _integers(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    whole: NDArray[np.bool_] = (labels == np.rint(labels)) & np.isfinite(labels)
+    whole |= np.isnan(labels)
+    return whole
+
+
+def _equal(one: Split, other: Split) -> bool:
+    return (
+        one.images.dtype == other.images.dtype
+        and np.array_equal(one.images, other.images)
+        and np.array_equal(one.labels, other.labels, equal_nan=True)
+    )
+
+
+def _shards(path: Path) -> dict[str, list[Path]]:
+    """Paths by split, ``train`` first."""
+    if path.is_file():
+        return {"train": [path]}
+    found = sorted(path.glob("*.parquet"))
+    if not found:
+        path = path / "data"
+        found = sorted(path.glob("*.parquet"))
+    shards: dict[str, list[Path]] = {}
+    for file in found:
+        match = _SHARD.fullmatch(file.name)
+        if match is None:
+            raise DataRefused(
+                f"{file} is neither of train nor of test by its name: move it away or rename it."
+            )
+        shards.setdefault(match["split"], []).append(file)
+        if match["count"] and len(list(path.glob(f"{match['split']}*-of-*"))) != int(
+            match["count"]
+        ):
+            raise DataRefused(
+                f"{file} is one of {int(match['count'])} parts but not all are there: fetch the "
+                "missing ones."
+            )
+    if "train" not in shards:
+        raise DataRefused(
+            f"{path} holds no train.parquet and no train-*.parquet: give the folder that does."
+        )
+    return dict(sorted(shards.items(), reverse=True))
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataRefused:
+    reason = str(error).splitlines()[0].rstrip(".")
+    return DataRefused(f"{path} is not whole Parquet ({reason}): fetch or write the file again.")
+
+
+def _columns(path: Path) -> _Columns:
+    """Which columns hold the images and labels, by the hub's metadata or else by their names."""
+    schema = _opened(path).schema_arrow
+    features = _features(path, schema)
+    images = [name for name, kind in features.items() if kind.get("_type") == "Image"] or ["image"]
+    labels = [name for name, kind in features.items() if kind.get("_type") == "ClassLabel"]
+    image = "image" if "image" in images else images[0]
+    label = "label" if "label" in labels or not labels else labels[0]
+    if len(images) > 1 or (len(labels) > 1 and "label" not in labels):
+        raise DataRefused(
+            f"{path} has several columns of images or classes ({', '.join(images + labels)}): "
+            "keep one of each."
+        )
+    for name in (image, label):
+        if name not in schema.names:
+            raise DataRefused(
+                f"{path} has no column {name!r}: its columns are {', '.join(schema.names)}."
+            )
+    kind = schema.field(image).type
+    if not pa.types.is_struct(kind) or "bytes" not in [field.name for field in kind]:
+        raise DataRefused(
+            f"{path} has a column {image!r} of type {kind}: it must be a struct of bytes and path."
+        )
+    kind = schema.field(label).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise DataRefused(
+            f"{path} has a column {label!r} of type {kind}: it must be an integer, the index of "
+            "the class."
+        )
+    names = features.get(label, {}).get("names")
+    return _Columns(image, label, tuple(str(name) for name in names) if names else None)
+
+
+def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return {}
+    try:
+        features = json.loads(text)["info"]["features"]
+        return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataRefused(
+            f"{path} has schema metadata 'huggingface' that is not the hub's JSON: write it again."
+        ) from error
+
+
+def _labels(path: Path, columns: _Columns) -> NDArray[np.float64]:
+    try:
+        column = pq.read_table(path, columns=[columns.label])[columns.label]
+        values = column.to_numpy()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    return np.asarray(values, np.float64)
+
+
+def _images(paths: list[Path], column: str) -> Iterator[tuple[bytes, str]]:
+    for path in paths:
+        row = 0
+        batches = _opened(path).iter_batches(_BATCH, columns=[f"{column}.bytes"])
+        while (batch := _next(batches, path)) is not None:
+            for content in batch.column(0).field("bytes").to_pylist():
+                where = f"row {row} of {path}"
+                if content is None:
+                    raise DataRefused(f"{where} has no image bytes: embed the image or drop it.")
+                yield content, where
+                row += 1
+
+
+def _next(batches: Iterator[pa.RecordBatch], path: Path) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
