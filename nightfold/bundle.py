@@ -1,0 +1,467 @@
+"""Bundle: a folder with everything needed to use a model and to trust it.
+
+Sealing writes it complete or not at all; verifying compares every byte with the manifest before
+anything is deserialised; loading checks that the model still gives the answers it gave when it was
+sealed. A manifest proves that nothing was altered by accident; that nobody replaced manifest and
+model together is proven by its sha256 in the champion pointer (`nightfold.registry`). Training and
+the decision what to promote are not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightfold import __version__, backend
+from nightfold.errors import BundleRefused, UsageError
+from nightfold.store import atomic_folder, sha256_file, write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MODEL, MODEL_H5, GOLDEN, CARD = "model.keras", "model.h5", "golden.npz", "README.md"
+REQUIRED = frozenset({MODEL, GOLDEN, CARD})
+ALLOWED = REQUIRED | {MODEL_H5}
+
+GOLDEN_TOLERANCE = 2e-3
+"""Largest difference of a golden probability that is still the same model.
+
+Other processors, thread counts and library builds round float32 differently: below 1e-5 was seen
+between kernels of one machine, and 10-bit matrix units (TF32) may reach about 1e-3. A preparation
+that differs (a scaling lost, channels swapped) moves some probability by tenths. Altered weights
+are not what this is for: the sha256 finds those.
+"""
+
+_BATCH = 256
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+
+
+class _Sealed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileFacts(_Sealed):
+    """What a file of the bundle must be."""
+
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class FoldScores(_Sealed):
+    """Cross-validated accuracy, fractions; `std` is the sample deviation over folds (ddof=1)."""
+
+    mean: float
+    std: float
+    n: int = Field(ge=2)
+    per_fold: tuple[float, ...]
+
+    @classmethod
+    def of(cls, accuracies: list[float]) -> Self:
+        """Scores from the accuracy of each fold, in the order of repeats and folds.
+
+        Examples
+        --------
+        >>> FoldScores.of([0.5, 1.0]).mean
+        0.75
+        """
+        return cls(
+            mean=float(np.mean(accuracies)),
+            std=float(np.std(accuracies, ddof=1)),
+            n=len(accuracies),
+            per_fold=tuple(accuracies),
+        )
+
+
+class HoldoutScores(_Sealed):
+    """The one final test; `log_loss` in nats, `brier` summed over classes, `ece` with 15 bins."""
+
+    rows: int = Field(ge=1)
+    accuracy: float
+    log_loss: float
+    brier: float
+    ece: float
+
+
+class ModelFacts(_Sealed):
+    """What whoever seals a model knows of it.
+
+    `scaling` and `candidate` are for information: the scaling is inside the model, and the
+    candidate is what its recipe was at the time.
+    """
+
+    version: VersionName
+    run_id: str
+    dataset: str
+    dataset_digest: Digest
+    plan_digest: Digest
+    class_names: tuple[str, ...] = Field(min_length=2)
+    scaling: dict[str, Any]
+    candidate: dict[str, Any]
+    candidate_digest: Digest
+    cross_validated: FoldScores
+    holdout: HoldoutScores
+
+
+class Manifest(ModelFacts):
+    """``manifest.json``: the facts of the model and of every file beside it."""
+
+    format: int
+    files: dict[str, FileFacts]
+    input_shape: tuple[int, int, int]
+    input_dtype: str
+    created_at: datetime
+    code_version: str
+    library_versions: dict[str, str]
+
+
+class BundleHandle(BaseModel):
+    """What tasks pass to each other instead of models."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    version: str
+    manifest_sha256: str
+
+    def verify(self) -> Manifest:
+        """`verify` the bundle behind the handle, manifest included."""
+        return verify(Path(self.path), manifest_sha256=self.manifest_sha256)
+
+
+def seal(
+    model: Any,
+    folder: Path,
+    facts: ModelFacts,
+    golden_images: NDArray[np.uint8],
+    *,
+    h5: bool = False,
+) -> BundleHandle:
+    """Write `model` as the bundle ``folder/<version>``, complete or not at all.
+
+    The written file is loaded back in safe mode before it is published, so what cannot be loaded
+    is never sealed. Sealing a version of the same run a second time returns the first bundle.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Takes raw uint8 images, gives one probability a class; its scaling is inside.
+    folder : Path
+        Where bundles live (`Store.models`).
+    facts : ModelFacts
+    golden_images : ndarray of uint8, shape (n, height, width, channels)
+        A few raw inputs; the model's answers to them are kept with it.
+    h5 : bool
+        Also write ``model.h5``, for programs that read only Keras's older format.
+
+    Raises
+    ------
+    BundleRefused
+        If the model gives numbers that are not finite, or Keras cannot load it in safe mode.
+    UsageError
+        If another model is already sealed under this version.
+    """
+    target = folder / facts.version
+    if target.exists():
+        return _sealed_before(target, facts)
+    probabilities = _probabilities(model, golden_images)
+    if probabilities.shape != (len(golden_images), len(facts.class_names)):
+        raise ValueError(
+            f"{len(golden_images)} golden images gave probabilities of shape "
+            f"{probabilities.shape}; the model has {len(facts.class_names)} class names"
+        )
+    if not len(golden_images) or not np.isfinite(probabilities).all():
+        raise BundleRefused(
+            f"The model {facts.version} gives probabilities that are not finite numbers: its "
+            "training diverged; lower the learning rate and train again."
+        )
+    with atomic_folder(target) as part:
+        model.save(part / MODEL)
+        if h5:
+            model.save(part / MODEL_H5)
+        np.savez(part / GOLDEN, images=golden_images, probabilities=probabilities)
+        (part / CARD).write_text(_card(facts, golden_images.shape[1:], h5), encoding="utf-8")
+        _check_golden(_load_model(part / MODEL), golden_images, probabilities, part)
+        manifest = Manifest(
+            **dict(facts),
+            format=FORMAT,
+            files={
+                path.name: FileFacts(sha256=sha256_file(path), bytes=path.stat().st_size)
+                for path in sorted(part.iterdir())
+            },
+            input_shape=golden_images.shape[1:],
+            input_dtype="uint8",
+            created_at=datetime.now(UTC),
+            code_version=__version__,
+            library_versions={
+                name: installed_version(name) for name in ("tensorflow", "keras", "numpy")
+            },
+        )
+        write_json(part / MANIFEST, manifest.model_dump(mode="json"))
+    return _sealed_before(target, facts)
+
+
+def read_manifest(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
+    """Read ``manifest.json`` of the bundle at `path` without looking at the other files.
+
+    Parameters
+    ----------
+    path : Path
+    manifest_sha256 : str, optional
+        What the manifest's own sha256 must be.
+
+    Raises
+    ------
+    BundleRefused
+        If there is none, it is not the expected one, or its format is unknown.
+    """
+    file = path / MANIFEST
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BundleRefused(
+            f"{path} is not a model bundle: its {MANIFEST} cannot be read "
+            f"({error.strerror or error}); seal the model again."
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if manifest_sha256 not in (None, found):
+        raise BundleRefused(
+            f"{file} was altered (sha256 {found[:12]}, expected {str(manifest_sha256)[:12]}): "
+            "restore it or use another version."
+        )
+    try:
+        document = json.loads(content)
+        form = document["format"]
+        if form == FORMAT:
+            return Manifest.model_validate(document)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleRefused(
+            f"{file} is not a bundle manifest: {_first_line(error)}; restore it or use another "
+            "version."
+        ) from error
+    raise BundleRefused(
+        f"{file} has bundle format {form!r}, and this Nightfold reads format {FORMAT}: use the "
+        "Nightfold that sealed it or seal the model again."
+    )
+
+
+def verify(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
+    """Compare every file of the bundle at `path` with its manifest; deserialise nothing.
+
+    Parameters
+    ----------
+    path : Path
+    manifest_sha256 : str, optional
+        What the manifest's own sha256 must be, see `read_manifest`.
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    BundleRefused
+        Naming the first file that is unknown, missing, too much, or not what the manifest says.
+    """
+    manifest = read_manifest(path, manifest_sha256=manifest_sha256)
+    # Only these names exist in this format, so no name can lead out of the folder.
+    for name in sorted(manifest.files.keys() - ALLOWED):
+        raise BundleRefused(
+            f"{path / MANIFEST} lists the file {name!r}, which no bundle has: do not use it."
+        )
+    present = {entry.name for entry in path.iterdir()}
+    for name in sorted((REQUIRED | manifest.files.keys()) - present):
+        raise BundleRefused(f"{path / name} is missing: restore it or use another version.")
+    for name in sorted(present - manifest.files.keys() - {MANIFEST}):
+        raise BundleRefused(
+            f"{path / name} is not in the bundle's manifest: remove it or use another version."
+        )
+    for name, expected in manifest.files.items():
+        _verify_file(path / name, expected)
+    return manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle with its model in memory.
+
+    Attributes
+    ----------
+    path : Path
+    manifest : Manifest
+    golden_images : ndarray of uint8, shape (n, height, width, channels)
+        The raw inputs it was sealed with.
+    model : keras.Model
+    """
+
+    path: Path
+    manifest: Manifest
+    golden_images: NDArray[np.uint8]
+    model: Any
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Verify the bundle at `path`, load its model and ask it the golden questions.
+
+        Keras's safe mode runs no code from the file. A layer of your own is found if the module
+        that registers it (``keras.saving.register_keras_serializable``) was imported before.
+
+        Raises
+        ------
+        BundleRefused
+            If the bundle is incomplete or altered, Keras cannot load the model in safe mode, or
+            the model's answers differ from those at sealing by more than `GOLDEN_TOLERANCE`.
+        """
+        path = Path(path)
+        manifest = verify(path)
+        try:
+            with np.load(path / GOLDEN, allow_pickle=False) as golden:
+                images, probabilities = golden["images"], golden["probabilities"]
+        except (ValueError, KeyError, OSError) as error:
+            raise BundleRefused(
+                f"{path / GOLDEN} cannot be read ({_first_line(error)}): seal the model again."
+            ) from error
+        model = _load_model(path / MODEL)
+        _check_golden(model, images, probabilities, path)
+        return cls(path=path, manifest=manifest, golden_images=images, model=model)
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities of raw images, computed in batches.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (n, height, width, channels)
+
+        Returns
+        -------
+        ndarray of float32, shape (n, n_classes)
+
+        Raises
+        ------
+        UsageError
+            If the images have another shape or dtype than the model takes.
+        """
+        expected = self.manifest.input_shape
+        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
+            raise UsageError(
+                f"The model {self.manifest.version} takes raw uint8 images of shape (n, "
+                f"{', '.join(map(str, expected))}), not {images.dtype} of shape {images.shape}: "
+                "read them with nightfold.images.read_image."
+            )
+        if not len(images):
+            return np.empty((0, len(self.manifest.class_names)), np.float32)
+        return _probabilities(self.model, images)
+
+
+def _probabilities(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Answers of `model`, called directly: `Model.predict` would trace a graph first."""
+    parts = [
+        np.asarray(model(images[start : start + _BATCH], training=False), np.float32)
+        for start in range(0, len(images), _BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _load_model(file: Path) -> Any:
+    backend.start()
+    import keras
+
+    try:
+        return keras.saving.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever a layer's constructor raises.
+        raise BundleRefused(
+            f"Keras cannot load {file} in safe mode ({_first_line(error)}): build the model of "
+            "stock layers, or register your own with keras.saving.register_keras_serializable "
+            "and import their module first."
+        ) from error
+
+
+def _check_golden(
+    model: Any,
+    images: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+    path: Path,
+) -> None:
+    difference = float(np.max(np.abs(_probabilities(model, images) - probabilities)))
+    if not difference <= GOLDEN_TOLERANCE:  # Not ">": a NaN must be refused too.
+        raise BundleRefused(
+            f"The model in {path} no longer gives the answers it was sealed with (a probability "
+            f"differs by {difference:.3g}, at most {GOLDEN_TOLERANCE} is rounding): use the "
+            "library versions of its manifest or seal the model again."
+        )
+
+
+def _verify_file(file: Path, expected: FileFacts) -> None:
+    if file.is_symlink() or not file.is_file():
+        raise BundleRefused(f"{file} is not a plain file: restore it or use another version.")
+    size = file.stat().st_size
+    if size != expected.bytes:
+        raise BundleRefused(
+            f"{file} was altered ({size} bytes, expected {expected.bytes}): restore it or use "
+            "another version."
+        )
+    found = sha256_file(file)
+    if found != expected.sha256:
+        raise BundleRefused(
+            f"{file} was altered (sha256 {found[:12]}, expected {expected.sha256[:12]}): restore "
+            "it or use another version."
+        )
+
+
+def _sealed_before(target: Path, facts: ModelFacts) -> BundleHandle:
+    digest = sha256_file(target / MANIFEST) if (target / MANIFEST).is_file() else None
+    manifest = verify(target, manifest_sha256=digest)
+    if any(getattr(manifest, key) != value for key, value in facts):
+        raise UsageError(
+            f"The version {facts.version} is sealed already, with another model: give the new "
+            "one another version."
+        )
+    return BundleHandle(path=str(target), version=facts.version, manifest_sha256=str(digest))
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _card(facts: ModelFacts, shape: tuple[int, ...], h5: bool) -> str:
+    scores, holdout = facts.cross_validated, facts.holdout
+    size = " x ".join(map(str, shape))
+    rows = {
+        "Input": f"raw uint8 images, {size} (height, width, channels); scaling is inside",
+        "Classes": ", ".join(facts.class_names),
+        "Recipe": f"{facts.candidate.get('name', '')} ({facts.candidate_digest[:12]})",
+        "Trained on": f"{facts.dataset} ({facts.dataset_digest[:12]}), all training rows",
+        "Cross-validated accuracy": (
+            f"{scores.mean:.3%} (std {scores.std:.3%} over {scores.n} folds, ddof=1)"
+        ),
+        "Hold-out accuracy": f"{holdout.accuracy:.3%} of {holdout.rows} rows",
+        "Hold-out log loss": f"{holdout.log_loss:.4f} nats",
+        "Hold-out Brier score, ECE": f"{holdout.brier:.4f}, {holdout.ece:.4f}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    older = f"`{MODEL_H5}` is the same model in Keras's older format.\n\n" if h5 else ""
+    return f"""# {facts.version}
+
+An image classifier, sealed by Nightfold {__version__} in the run {facts.run_id}.
+
+| | |
+|---|---|
+{table}
+
+The accuracy is that of images like those it was trained on; it says nothing of others.
+
+{older}Plain Keras reads the model: `keras.saving.load_model("{MODEL}", safe_mode=True)`.
+Every file's sha256 is in `{MANIFEST}`.
+"""
