@@ -1,284 +1,424 @@
-"""Scores of probabilities, and honest comparison of models scored on the same folds.
+"""Statistics of scores: metrics of one model, intervals, and whether one recipe beats another.
 
-Pure functions on arrays; formulas and their sources are in the docstrings, what they do and do not
-claim is in docs/statistics.md. Folds share training rows, so differences between folds are not
-independent; the tests here allow for that, a plain paired t-test does not.
+Pure functions on arrays; nothing here reads a file or decides what is promoted. The assumptions
+behind each, and what none of them can tell, are in ``docs/statistics.md``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-Labels = NDArray[np.int64]
-Probabilities = NDArray[np.float32] | NDArray[np.float64]
+BINS = 15
+"""Bins of equal width on the confidence, for calibration."""
 
-ECE_BINS = 15
+LEVEL = 0.95
+"""Of every confidence and credible interval."""
 
+NO_SPREAD = 1e-12
+"""Differences of scores (of the order of one) closer than this differ by rounding alone."""
 
-def log_loss(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean negative logarithm of the probability given to the true class, in nats.
-
-    Parameters
-    ----------
-    labels : ndarray of int64, shape (n,)
-    probabilities : ndarray, shape (n, n_classes)
-        Rows are scaled to sum to 1; a probability below 2.2e-16 counts as that.
-    """
-    p = _normalized(probabilities)
-    true = p[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean())
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
 
 
-def brier(labels: Labels, probabilities: Probabilities) -> float:
-    """Squared distance to the one-hot label, summed over classes: 0 is perfect, 2 the worst.
+def log_loss(labels: Labels, probabilities: Floats) -> float:
+    r"""Mean cross-entropy of the probabilities, in nats.
 
-    The original, multi-class form of Brier (1950).
+    .. math:: -\frac{1}{n} \sum_i \log p_{i, y_i}
 
     Parameters
     ----------
-    labels : ndarray of int64, shape (n,)
-    probabilities : ndarray, shape (n, n_classes)
+    labels : ndarray of int, shape (n,)
+        True class indices.
+    probabilities : ndarray of float, shape (n, n_classes)
+        Clipped to [eps, 1 - eps], eps being that of their dtype, as scikit-learn does.
+
+    Returns
+    -------
+    float
+        0 is best; a single certain mistake in float32 counts 15.9.
+
+    Examples
+    --------
+    >>> round(log_loss(np.array([0, 1]), np.array([[0.5, 0.5], [0.75, 0.25]])), 4)
+    1.0397
     """
-    distance = _normalized(probabilities)
-    distance[np.arange(len(labels)), labels] -= 1
-    return float((distance**2).sum(axis=1).mean())
+    eps = np.finfo(probabilities.dtype).eps
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(of_truth, eps, 1 - eps, dtype=np.float64)).mean())
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Per bin of confidence: rows, mean confidence, accuracy; NaN where a bin is empty.
+def brier(labels: Labels, probabilities: Floats) -> float:
+    r"""Brier score summed over classes.
+
+    .. math:: \frac{1}{n} \sum_i \sum_c (p_{ic} - [y_i = c])^2
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (n,)
+    probabilities : ndarray of float, shape (n, n_classes)
+
+    Returns
+    -------
+    float
+        0 (certain and right) to 2 (certain and wrong). For two classes it is twice the score that
+        is defined on the positive class alone.
+
+    References
+    ----------
+    Brier, G. W. (1950). Verification of forecasts expressed in terms of probability. Monthly
+    Weather Review 78 (1), 1-3.
+
+    Examples
+    --------
+    >>> brier(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]]))
+    1.0
+    """
+    error = probabilities.astype(np.float64)
+    error[np.arange(len(labels)), labels] -= 1
+    return float((error**2).sum(axis=1).mean())
+
+
+class Reliability(NamedTuple):
+    """How often predictions are right at each level of confidence; one entry a bin.
 
     Attributes
     ----------
-    edges : ndarray, shape (n_bins + 1,)
-    count : ndarray of int64, shape (n_bins,)
-    confidence, accuracy : ndarray, shape (n_bins,)
+    confidence : ndarray of float64, shape (15,)
+        Mean probability of the predicted class in the bin; NaN where the bin is empty.
+    accuracy : ndarray of float64, shape (15,)
+        Fraction of right predictions in the bin; NaN where the bin is empty.
+    rows : ndarray of int64, shape (15,)
+        Number of rows in the bin.
     """
 
-    edges: NDArray[np.float64]
-    count: NDArray[np.int64]
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
+    rows: NDArray[np.int64]
 
 
-def reliability(
-    labels: Labels, probabilities: Probabilities, n_bins: int = ECE_BINS
-) -> Reliability:
-    """How often predictions of a confidence are right, in `n_bins` equal-width bins of (0, 1].
+def reliability_curve(labels: Labels, probabilities: Floats) -> Reliability:
+    """Accuracy against confidence, in bins of equal width.
+
+    The confidence is the largest probability of a row. Bin m of 15, from 0, covers
+    [m/15, (m+1)/15); the last one includes 1.
 
     Parameters
     ----------
-    labels : ndarray of int64, shape (n,)
-    probabilities : ndarray, shape (n, n_classes)
-    n_bins : int
+    labels : ndarray of int, shape (n,)
+    probabilities : ndarray of float, shape (n, n_classes)
+
+    References
+    ----------
+    Guo, C., Pleiss, G., Sun, Y., Weinberger, K. Q. (2017). On calibration of modern neural
+    networks. ICML, 1321-1330.
     """
-    p = _normalized(probabilities)
-    confidence = p.max(axis=1)
-    right = p.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, n_bins + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
-    count = np.bincount(bins, minlength=n_bins)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    rows = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):
         return Reliability(
-            edges=edges,
-            count=count,
-            confidence=np.bincount(bins, confidence, n_bins) / count,
-            accuracy=np.bincount(bins, right, n_bins) / count,
+            np.bincount(place, confidence, minlength=BINS) / rows,
+            np.bincount(place, right, minlength=BINS) / rows,
+            rows,
         )
 
 
-def expected_calibration_error(
-    labels: Labels, probabilities: Probabilities, n_bins: int = ECE_BINS
-) -> float:
-    """Mean distance of accuracy from confidence over bins, weighted by rows, 0 to 1.
+def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
+    r"""Mean gap between confidence and accuracy over bins, weighted by their rows.
 
-    Guo et al. (2017), equation 3, with equal-width bins.
+    .. math:: \sum_m \frac{n_m}{n} | acc_m - conf_m |
+
+    The value depends on the binning, which is that of `reliability_curve`.
 
     Parameters
     ----------
-    labels : ndarray of int64, shape (n,)
-    probabilities : ndarray, shape (n, n_classes)
-    n_bins : int
+    labels : ndarray of int, shape (n,)
+    probabilities : ndarray of float, shape (n, n_classes)
+
+    Returns
+    -------
+    float
+        0 (calibrated) to 1.
+
+    References
+    ----------
+    Naeini, M. P., Cooper, G. F., Hauskrecht, M. (2015). Obtaining well calibrated probabilities
+    using Bayesian binning. AAAI, 2901-2907; Guo et al. (2017), see `reliability_curve`.
     """
-    bins = reliability(labels, probabilities, n_bins)
-    gaps = np.abs(bins.accuracy - bins.confidence)
-    return float(np.nansum(gaps * bins.count) / bins.count.sum())
+    curve = reliability_curve(labels, probabilities)
+    gaps = np.abs(curve.accuracy - curve.confidence)
+    return float(np.nansum(curve.rows * gaps) / len(labels))
 
 
 def macro_f1(labels: Labels, predicted: Labels) -> float:
-    """F1 of each class, averaged with equal weight over the classes that occur in either.
+    r"""F1 score averaged over the classes that are true or predicted at least once.
 
-    F1 is ``2 tp / (2 tp + fp + fn)``.
+    .. math:: F_c = \frac{2 TP_c}{|\{i: y_i = c\}| + |\{i: \hat y_i = c\}|}
 
     Parameters
     ----------
-    labels, predicted : ndarray of int64, shape (n,)
+    labels, predicted : ndarray of int, shape (n,)
+        Class indices.
+
+    Returns
+    -------
+    float
+        0 to 1; every class counts the same, however rare.
     """
-    scores = []
-    for k in np.union1d(labels, predicted):
-        true_positive = int(((predicted == k) & (labels == k)).sum())
-        wrong = int(((predicted == k) != (labels == k)).sum())
-        scores.append(2 * true_positive / (2 * true_positive + wrong))
-    return float(np.mean(scores))
+    n_classes = int(max(labels.max(), predicted.max())) + 1
+    hits = np.bincount(labels[labels == predicted], minlength=n_classes)
+    both = np.bincount(labels, minlength=n_classes) + np.bincount(predicted, minlength=n_classes)
+    present = both > 0
+    return float((2 * hits[present] / both[present]).mean())
 
 
-@dataclass(frozen=True)
-class CorrectedT:
-    """Result of the corrected resampled t-test; the interval is of the mean difference."""
+class CorrectedT(NamedTuple):
+    """Outcome of `corrected_resampled_t`.
+
+    Attributes
+    ----------
+    mean : float
+        Mean difference.
+    t, p : float or None
+        Statistic and two-sided p value; None if the differences have no spread but are not zero.
+    low, high : float or None
+        Confidence interval of the mean difference; None likewise.
+    """
 
     mean: float
-    t: float
-    p: float
+    t: float | None
+    p: float | None
+    low: float | None
+    high: float | None
+
+
+def corrected_resampled_t(differences: Floats, *, n_train: float, n_test: float) -> CorrectedT:
+    r"""Corrected resampled t-test of paired differences over folds and repeats.
+
+    .. math:: t = \frac{m}{\sqrt{(1/J + n_{test}/n_{train})\, s^2}}
+
+    with J - 1 degrees of freedom, m the mean and s^2 the sample variance (ddof=1) of the J
+    differences. The second summand stands for the correlation that shared training rows cause; the
+    ordinary paired t-test leaves it out and finds differences where there are none.
+
+    If all differences are zero, t is 0 and p is 1. If they are all the same but not zero, their
+    spread cannot be estimated and neither t nor p is defined.
+
+    Parameters
+    ----------
+    differences : ndarray of float, shape (J,)
+        Score of b minus score of a, one a fold and repeat; at least two.
+    n_train, n_test : float
+        Rows trained on and rows scored in a fold; means if folds differ by a row.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two differences.
+
+    References
+    ----------
+    Nadeau, C., Bengio, Y. (2003). Inference for the generalization error. Machine Learning 52,
+    239-281.
+    """
+    from scipy.stats import t as student
+
+    mean, scale, freedom = _location_and_scale(differences, n_train, n_test)
+    if not scale:
+        return CorrectedT(mean, *((None,) * 4 if mean else (0.0, 1.0, 0.0, 0.0)))
+    statistic = mean / scale
+    half = float(student.ppf((1 + LEVEL) / 2, freedom)) * scale
+    p = 2 * float(student.sf(abs(statistic), freedom))
+    return CorrectedT(mean, statistic, p, mean - half, mean + half)
+
+
+class CorrelatedPosterior(NamedTuple):
+    """Outcome of `bayesian_correlated_t`.
+
+    Attributes
+    ----------
+    p_worse, p_equivalent, p_better : float or None
+        Posterior probabilities that the mean difference lies below, within and above the region
+        of practical equivalence; they sum to 1. None if the differences have no spread but are
+        not zero.
+    low, high : float or None
+        Credible interval of the mean difference; None likewise.
+    """
+
+    p_worse: float | None
+    p_equivalent: float | None
+    p_better: float | None
+    low: float | None
+    high: float | None
+
+
+def bayesian_correlated_t(
+    differences: Floats, *, n_train: float, n_test: float, rope: float
+) -> CorrelatedPosterior:
+    r"""Bayesian correlated t-test of paired differences over folds and repeats.
+
+    The posterior of the mean difference is Student with J - 1 degrees of freedom,
+
+    .. math:: \mu \sim St(J - 1;\; m,\; (1/J + \rho/(1 - \rho))\, s^2),
+              \quad \rho = n_{test} / (n_{train} + n_{test})
+
+    so that rho is 1/k in k-fold cross-validation. Its credible interval has the same ends as the
+    confidence interval of `corrected_resampled_t`.
+
+    If all differences are zero, they are equivalent with probability 1. If they are all the same
+    but not zero, their spread cannot be estimated and the posterior is not defined.
+
+    Parameters
+    ----------
+    differences : ndarray of float, shape (J,)
+        Score of b minus score of a, one a fold and repeat; at least two.
+    n_train, n_test : float
+        Rows trained on and rows scored in a fold; means if folds differ by a row.
+    rope : float
+        Half width of the region of practical equivalence, in the unit of the score.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two differences.
+
+    References
+    ----------
+    Benavoli, A., Corani, G., Demsar, J., Zaffalon, M. (2017). Time for a change: a tutorial for
+    comparing multiple classifiers through Bayesian analysis. JMLR 18 (77), 1-36.
+    """
+    from scipy.stats import t as student
+
+    mean, scale, freedom = _location_and_scale(differences, n_train, n_test)
+    if not scale:
+        return CorrelatedPosterior(*((None,) * 5 if mean else (0.0, 1.0, 0.0, 0.0, 0.0)))
+    posterior = student(freedom, mean, scale)
+    worse, better = float(posterior.cdf(-rope)), float(posterior.sf(rope))
+    low, high = (float(end) for end in posterior.interval(LEVEL))
+    return CorrelatedPosterior(worse, max(0.0, 1 - worse - better), better, low, high)
+
+
+def _location_and_scale(
+    differences: Floats, n_train: float, n_test: float
+) -> tuple[float, float, int]:
+    """Mean, its standard error with the correction (0 without spread), degrees of freedom."""
+    d = np.asarray(differences, np.float64)
+    if len(d) < 2:
+        raise ValueError("a comparison needs at least two paired differences")
+    if np.ptp(d) <= NO_SPREAD:
+        constant = float(d.mean())
+        return (constant if abs(constant) > NO_SPREAD else 0.0), 0.0, len(d) - 1
+    variance = (1 / len(d) + n_test / n_train) * d.var(ddof=1)
+    return float(d.mean()), float(np.sqrt(variance)), len(d) - 1
+
+
+def mcnemar_exact(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> float:
+    r"""Two-sided p value of McNemar's test, by the exact binomial distribution.
+
+    With n rows on which exactly one of the two is right, k of them a,
+
+    .. math:: p = \min(1,\; 2\, P[X \le \min(k, n - k)]), \quad X \sim Bin(n, 1/2)
+
+    Its answer is about these trained models on these rows, not about the recipes: it knows nothing
+    of what other training rows or seeds would have given.
+
+    Parameters
+    ----------
+    right_a, right_b : ndarray of bool, shape (n,)
+        Whether each row is predicted right; every row once, in the same order.
+
+    Returns
+    -------
+    float
+        1 if the two never disagree.
+
+    References
+    ----------
+    McNemar, Q. (1947). Note on the sampling error of the difference between correlated
+    proportions or percentages. Psychometrika 12, 153-157.
+
+    Examples
+    --------
+    >>> mcnemar_exact(np.array([True, True, True, False]), np.array([True, False, False, False]))
+    0.5
+    """
+    from scipy.stats import binomtest
+
+    only_a = int((right_a & ~right_b).sum())
+    disagreements = int((right_a ^ right_b).sum())
+    return float(binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its interval."""
+
+    mean: float
     low: float
     high: float
 
 
-def corrected_resampled_t(
-    differences: ArrayLike, n_train: int, n_test: int, confidence: float = 0.95
-) -> CorrectedT:
-    """Two-sided test of a mean difference over resampled folds.
+def score_interval(row_scores: Floats | NDArray[np.bool_]) -> Interval:
+    r"""Confidence interval of a cross-validated score, from its out-of-fold rows.
 
-    ``t = m / sqrt((1/J + n_test/n_train) s^2)`` with J - 1 degrees of freedom (Nadeau and Bengio
-    2003, section 4), where m and s^2 are mean and sample variance of the J differences.
+    .. math:: m \pm z_{0.975}\, s / \sqrt{n}
+
+    with m the mean and s the standard deviation (ddof=0) over all rows, each scored by the model
+    that did not see it. The interval is about the average error of the k trained models; it does
+    not cover what another seed would have given, and it is too narrow for few rows or for a score
+    that all rows share.
 
     Parameters
     ----------
-    differences : array-like, shape (J,)
-        One a fold and repeat, J at least 2.
-    n_train, n_test : int
-        Rows trained on and scored in one fold.
-    confidence : float
-        Of the interval.
+    row_scores : ndarray of float or bool, shape (n,)
+        Score of each row, for instance whether it was predicted right; every row once.
 
-    Returns
-    -------
-    CorrectedT
-        With differences that are all equal there is no spread to test against: t is 0 and p is 1
-        if they are 0; otherwise t is infinite and p is 0.
+    References
+    ----------
+    Bayle, P., Bayle, A., Janson, L., Mackey, L. (2020). Cross-validation confidence intervals for
+    test error. NeurIPS 33, 16339-16350.
     """
-    from scipy import stats
+    from scipy.stats import norm
 
-    d = np.asarray(differences, dtype=np.float64)
-    m, scale = float(d.mean()), _corrected_scale(d, n_test / n_train)
-    if scale == 0:
-        return CorrectedT(m, float(np.copysign(np.inf, m)) if m else 0.0, float(m == 0), m, m)
-    posterior = stats.t(len(d) - 1, m, scale)
-    t = m / scale
-    p = float(2 * stats.t.sf(abs(t), len(d) - 1))
-    low, high = posterior.interval(confidence)
-    return CorrectedT(m, t, p, float(low), float(high))
+    values = np.asarray(row_scores, np.float64)
+    mean = float(values.mean())
+    half = float(norm.ppf((1 + LEVEL) / 2) * values.std() / np.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
 
 
-@dataclass(frozen=True)
-class BayesianT:
-    """Posterior probabilities of the mean difference; they sum to 1."""
+def holm(p_values: Floats) -> NDArray[np.float64]:
+    r"""P values after Holm's step-down correction for several tests.
 
-    p_worse: float
-    p_equivalent: float
-    p_better: float
+    For the p values in ascending order,
 
-
-def bayesian_correlated_t(
-    differences: ArrayLike, n_train: int, n_test: int, rope: float
-) -> BayesianT:
-    """Posterior of the mean difference with a region of practical equivalence.
-
-    Student with J - 1 degrees of freedom, location m and scale^2 ``(1/J + rho/(1 - rho)) s^2``,
-    where rho is the share of rows scored in a fold (Benavoli et al. 2017, section 2.3). As
-    ``rho/(1 - rho) = n_test/n_train``, it is the posterior that belongs to
-    `corrected_resampled_t`.
+    .. math:: \tilde p_{(i)} = \max_{j \le i} \min(1,\; (m - j + 1)\, p_{(j)})
 
     Parameters
     ----------
-    differences : array-like, shape (J,)
-        Challenger minus champion, one a fold and repeat.
-    n_train, n_test : int
-        Rows trained on and scored in one fold.
-    rope : float
-        Half width of practical equivalence, in the unit of the differences.
-    """
-    from scipy import stats
-
-    d = np.asarray(differences, dtype=np.float64)
-    m, scale = float(d.mean()), _corrected_scale(d, n_test / n_train)
-    if scale == 0:
-        return BayesianT(float(m < -rope), float(abs(m) <= rope), float(m > rope))
-    posterior = stats.t(len(d) - 1, m, scale)
-    worse, better = float(posterior.cdf(-rope)), float(posterior.sf(rope))
-    return BayesianT(worse, max(0.0, 1 - worse - better), better)
-
-
-def mcnemar_exact(right_a: ArrayLike, right_b: ArrayLike) -> float:
-    """Two-sided exact p value that two models are right equally often on the same rows.
-
-    The rows on which just one of them is right are binomial with one half (McNemar 1947, exact
-    form). It speaks about these trained models, not about their recipes.
-
-    Parameters
-    ----------
-    right_a, right_b : array-like of bool, shape (n,)
-    """
-    from scipy import stats
-
-    a, b = np.asarray(right_a, dtype=bool), np.asarray(right_b, dtype=bool)
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_a + only_b == 0:
-        return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
-
-
-def score_interval(row_scores: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval for one cross-validated score: ``mean +- z sd / sqrt(n)`` over pooled rows.
-
-    Asymptotically exact for stable learners (Bayle et al. 2020, theorem 1). It does not cover what
-    another seed would give.
-
-    Parameters
-    ----------
-    row_scores : array-like, shape (n,)
-        Score of each out-of-fold row, such as 1 where the prediction is right.
-    confidence : float
-    """
-    from scipy import stats
-
-    scores = np.asarray(row_scores, dtype=np.float64)
-    half = float(stats.norm.ppf((1 + confidence) / 2) * scores.std(ddof=1) / np.sqrt(len(scores)))
-    return float(scores.mean()) - half, float(scores.mean()) + half
-
-
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """P values adjusted for their number by Holm's step-down method (1979).
-
-    Parameters
-    ----------
-    p_values : array-like, shape (m,)
+    p_values : ndarray of float, shape (m,)
 
     Returns
     -------
     ndarray of float64, shape (m,)
-        In the order given; compare each with the level wanted for all together.
+        In the order given.
+
+    References
+    ----------
+    Holm, S. (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal
+    of Statistics 6 (2), 65-70.
+
+    Examples
+    --------
+    >>> holm(np.array([0.04, 0.01, 0.03])).round(2).tolist()
+    [0.06, 0.03, 0.06]
     """
-    p = np.asarray(p_values, dtype=np.float64)
+    p = np.asarray(p_values, np.float64)
     order = np.argsort(p)
-    factors = len(p) - np.arange(len(p))
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    adjusted[order] = np.minimum(stepped, 1)
     return adjusted
-
-
-def _corrected_scale(differences: NDArray[np.float64], ratio: float) -> float:
-    """Standard error of the mean that allows for shared training rows."""
-    variance = float(differences.var(ddof=1))
-    # Rounding leaves a trace of variance in differences that are all equal.
-    if variance <= (np.finfo(np.float64).eps * max(1.0, float(np.abs(differences).max()))) ** 2:
-        return 0.0
-    return float(np.sqrt((1 / len(differences) + ratio) * variance))
-
-
-def _normalized(probabilities: Probabilities) -> NDArray[np.float64]:
-    p = np.array(probabilities, dtype=np.float64)
-    p /= p.sum(axis=1, keepdims=True)
-    return p
