@@ -92,8 +92,8 @@ def read_image(
     """
     try:
         with warnings.catch_warnings():
-            # Our own limit below says it in a sentence; Pillow's is a warning on the terminal.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # They are about metadata, or about size, which has a limit of our own below.
+            warnings.simplefilter("ignore")
             with Image.open(
                 io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
             ) as image:
@@ -185,7 +185,7 @@ def _prepared(
         image = ImageOps.exif_transpose(image)
         notes.append("turned as its EXIF orientation says")
     if channels is None:
-        channels = 1 if image.mode in _GREY_MODES else 3
+        channels = 1 if _is_grey(image) else 3
     mode = "L" if channels == 1 else "RGB"
     if image.mode[0] in "IF":
         image = _eight_bits(image, where)
@@ -205,6 +205,14 @@ def _prepared(
     became = f"{_SAY.get(mode, mode)} {image.width}x{image.height}"
     before = " ".join([was, ", ".join(notes)]) if notes else was
     return ImageReading(pixels, before if before == became else f"{before} -> {became}")
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode == "P":
+        # GIF has no other way to store grey.
+        palette = np.reshape(image.getpalette("RGB") or [], (-1, 3))
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in _GREY_MODES
 
 
 def _eight_bits(image: Image.Image, where: str) -> Image.Image:

@@ -127,5 +127,8 @@ def _key(choice: DatasetChoice) -> str | None:
 def _remembered(note: Path, store: Store) -> Dataset | None:
     if not note.exists():
         return None
-    path = store.datasets / str(json.loads(note.read_text())["snapshot"])
+    try:
+        path = store.datasets / str(json.loads(note.read_text())["snapshot"])
+    except (ValueError, TypeError, KeyError):
+        return None  # A damaged note costs a second reading, nothing more.
     return Dataset.open(path) if path.exists() else None

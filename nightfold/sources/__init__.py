@@ -130,7 +130,7 @@ def read(
             f"The source {uri!r} has a test split of its own, so a holdout has no effect: leave "
             "it out."
         )
-    return Source(uri if path is None else path.resolve().stem, origin, class_names, train, test)
+    return Source(_called(uri, path), origin, class_names, train, test)
 
 
 def fingerprint(uri: str) -> str | None:
@@ -199,6 +199,12 @@ def _resolved(uri: str) -> tuple[Kind | None, Path | None]:
     )
 
 
+def _called(uri: str, path: Path | None) -> str:
+    if path is None:
+        return uri
+    return path.stem if path.is_file() else path.resolve().name
+
+
 def _refuse_values_without_effect(
     uri: str, kind: Kind | None, size: Size | None, channels: Channels | None
 ) -> None:
@@ -261,7 +267,8 @@ def _held_out(uri: str, rows: Split, part: float, seed: int) -> tuple[Split, Spl
         stratify=rows.labels if enough else None,
     )
     # In the order of the source, so that a row can be traced to where it came from.
-    train.sort(), test.sort()
+    train.sort()
+    test.sort()
     return (
         Split(rows.images[train], rows.labels[train]),
         Split(rows.images[test], rows.labels[test]),

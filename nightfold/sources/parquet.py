@@ -70,7 +70,14 @@ def read(path: Path, size: Size | None, channels: Channels | None) -> Contents:
         Parquet of this layout, or as `files` does.
     """
     shards = _shards(path)
-    columns = _columns(shards["train"][0])
+    paths = [shard for members in shards.values() for shard in members]
+    columns = _columns(paths[0])
+    for shard in paths[1:]:
+        if _columns(shard) != columns:
+            raise DataRefused(
+                f"{shard} names other columns or classes than {paths[0]}: they do not belong "
+                "together."
+            )
     counts = {
         split: sum(_opened(shard).metadata.num_rows for shard in members)
         for split, members in shards.items()
@@ -78,7 +85,6 @@ def read(path: Path, size: Size | None, channels: Channels | None) -> Contents:
     total = sum(counts.values())
     if not counts["train"]:
         raise DataRefused(f"{shards['train'][0]} holds no rows: write it again.")
-    paths = [shard for members in shards.values() for shard in members]
     labels = np.concatenate([_labels(shard, columns) for shard in paths])
     images = read_images(_images(paths, columns.image), total, channels=channels, size=size)
     found, start = {}, 0
@@ -115,7 +121,6 @@ def write_native(folder: Path, dataset: Dataset) -> bool:
     DataRefused
         If the pixels are not uint8 or a label is not an integer, which the form cannot hold.
     """
-    # The training file is written last: where it is, the other one is whole.
     if (folder / "train.parquet").exists():
         there = read(folder, None, None)
         if (
@@ -129,13 +134,16 @@ def write_native(folder: Path, dataset: Dataset) -> bool:
         raise UsageError(
             f"{folder} already holds another data set: choose another name or delete that folder."
         )
-    for name, split in (("test", dataset.test), ("train", dataset.train)):
+    # The training file is written last: where it is, the other one is whole.
+    splits = {"test": dataset.test, "train": dataset.train}
+    for name, split in splits.items():
         if split.images.dtype != np.uint8 or not _integers(split.labels).all():
             raise DataRefused(
                 f"The {name} rows of {dataset.name} have {split.images.dtype} pixels and "
                 f"{split.labels.dtype} labels: a named data set holds uint8 pixels and integer or "
                 "missing labels only."
             )
+    for name, split in splits.items():
         _write_split(folder / f"{name}.parquet", split, dataset.class_names)
     return True
 
@@ -276,7 +284,7 @@ def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
 
 def _labels(path: Path, columns: _Columns) -> NDArray[np.float64]:
     try:
-        column = pq.read_table(path, columns=[columns.label])[columns.label]
+        column = _opened(path).read(columns=[columns.label])[columns.label]
         values = column.to_numpy()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _unreadable(path, error) from error
@@ -286,7 +294,7 @@ def _labels(path: Path, columns: _Columns) -> NDArray[np.float64]:
 def _images(paths: list[Path], column: str) -> Iterator[tuple[bytes, str]]:
     for path in paths:
         row = 0
-        batches = _opened(path).iter_batches(_BATCH, columns=[f"{column}.bytes"])
+        batches = _opened(path).iter_batches(256, columns=[f"{column}.bytes"])
         while (batch := _next(batches, path)) is not None:
             for content in batch.column(0).field("bytes").to_pylist():
                 where = f"row {row} of {path}"
