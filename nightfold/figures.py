@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
+from nightfold.statistics import Reliability
 from nightfold.store import atomic_file
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _image_grid(images: NDArray[np.uint8], captions: Sequence[str], columns: int
         axes.set_axis_off()
     for axes, image, text in zip(grid, images, captions, strict=False):
         _draw_image(axes, image)
-        axes.set_xlabel(text, size=9, linespacing=1.3)
+        axes.set_xlabel(text, size=9 if "\n" in text else 11, linespacing=1.3)
     return figure
 
 
@@ -161,7 +162,7 @@ def learning_curves(history: pd.DataFrame, candidate: str) -> Figure:
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(5.6, 5.4)
+    figure = _figure(4.0, 5.0)
     folds = [rows.sort_values("epoch") for _, rows in history.groupby(["repeat", "fold"])]
     longest = max((len(rows) for rows in folds), default=1)
     # Many folds overlap: thinner and fainter lines let the bundle show its shape.
@@ -180,7 +181,7 @@ def learning_curves(history: pd.DataFrame, candidate: str) -> Figure:
                     label=None if position else {"train": "training"}.get(part, part),
                     **look,
                 )
-    loss.set_title(f"{shortened(candidate, 34)}, {_count(len(folds), 'fold')}")
+    loss.set_title(f"{shortened(candidate, 24)}, {_count(len(folds), 'fold')}")
     loss.set_ylabel("Loss (cross-entropy, nats)")
     accuracy.set_ylabel("Accuracy (%)")
     accuracy.set_xlabel("Epoch")
@@ -188,8 +189,11 @@ def learning_curves(history: pd.DataFrame, candidate: str) -> Figure:
     if longest == 1:
         accuracy.set_xlim(0.5, 1.5)
         accuracy.set_xticks([1])
-    for handle in loss.legend(loc="best").legend_handles:
-        handle.set_alpha(1)
+    # Outside, because no corner stays free of lines for every candidate.
+    lines, names = loss.get_legend_handles_labels()
+    legend = figure.legend(lines, names, loc="outside lower center", ncols=2)
+    for line in legend.get_lines():
+        line.set_alpha(1)
     return figure
 
 
@@ -219,7 +223,7 @@ def accuracy_boxes(scores: pd.DataFrame) -> Figure:
     values = [
         100 * scores.loc[scores["candidate"] == name, "accuracy"].to_numpy() for name in names
     ]
-    figure = _figure(7.4, 1.1 + 0.62 * len(names))
+    figure = _figure(6.6, 1.0 + 0.56 * len(names))
     axes = figure.subplots()
     positions = np.arange(len(names))[::-1]
     axes.boxplot(
@@ -373,19 +377,13 @@ def percent(probability: float) -> str:
 
 
 @_styled
-def reliability_curve(
-    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = 15
-) -> Figure:
+def reliability_curve(curve: Reliability) -> Figure:
     """How often predictions were right, against how sure the model was of them.
 
     Parameters
     ----------
-    confidence : ndarray of float32, shape (n,)
-        Probability of the predicted class, 0 to 1.
-    correct : ndarray of bool, shape (n,)
-        Whether the prediction was right.
-    bins : int
-        Number of bins of equal width over [0, 1].
+    curve : Reliability
+        From `nightfold.statistics.reliability_curve`.
 
     Returns
     -------
@@ -393,19 +391,16 @@ def reliability_curve(
 
     Notes
     -----
-    A point lies at the mean confidence and the accuracy of its bin, larger the more images it
-    holds; on the diagonal the model is as often right as it says (Guo et al. 2017).
+    A point is a bin, larger the more images it holds; on the diagonal the model is as often right
+    as it says.
     """
-    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    counts = np.bincount(which, minlength=bins)
-    filled = counts > 0
-    sure = np.bincount(which, confidence, minlength=bins)[filled] / counts[filled]
-    right = np.bincount(which, correct, minlength=bins)[filled] / counts[filled]
+    filled = curve.rows > 0
+    sure, right, rows = curve.confidence[filled], curve.accuracy[filled], curve.rows[filled]
     figure = _figure(5.0, 4.6)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=INK, linewidth=0.9, linestyle=(0, (4, 4)))
     axes.plot(100 * sure, 100 * right, color=TRAIN, linewidth=1.2)
-    sizes = 18 + 140 * np.sqrt(counts[filled] / counts.max())
+    sizes = 18 + 140 * np.sqrt(rows / rows.max())
     axes.scatter(100 * sure, 100 * right, s=sizes, color=TRAIN, alpha=0.75, linewidths=0, zorder=3)
     axes.set(aspect="equal", xlim=(-4, 104), ylim=(-4, 104))
     axes.set_xlabel("Probability the model gave its prediction (%)")

@@ -7,10 +7,12 @@ of an old run can be built again at any time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
+from nightfold.statistics import Interval, reliability_curve, score_interval
 from nightfold.store import atomic_file, sha256_file
 from nightfold.summary import CandidateFacts, Summary
 from nightfold.validation import Check, ValidationReport
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 
 SHOWN_MISTAKES = 12
 """Images in the figure of mistakes; three lines of four."""
+SHOWN_VERDICTS = 6
+"""Verdicts outside the fold; those about the best candidate come first and are always there."""
+SHOWN_MIXED_UP = 10
+"""Pairs of classes in the table of mistakes."""
 TUTORIAL_EPOCHS = 10
 """Epochs of the published recipe; fewer are said on the page."""
 
@@ -106,8 +113,7 @@ class RunFiles:
         )
         probabilities = table["probabilities"].combine_chunks().flatten().to_numpy()
         row, label, predicted = (table[name].to_numpy() for name in table.column_names[:3])
-        confidence = probabilities.reshape(len(table), -1).max(axis=1)
-        return Answers(row, label, predicted, confidence)
+        return Answers(row, label, predicted, probabilities.reshape(len(table), -1))
 
     @cached_property
     def images(self) -> Split | None:
@@ -134,12 +140,24 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class Answers:
-    """Out-of-fold predictions of one candidate; arrays of equal length, one entry a prediction."""
+    """Out-of-fold predictions of one candidate; one entry, or one line of `probabilities`, each."""
 
     row: NDArray[np.int64]
     label: NDArray[np.int64]
     predicted: NDArray[np.int64]
-    confidence: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float32]:
+        """Probability of each prediction."""
+        confidence: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return confidence
+
+    @cached_property
+    def interval(self) -> Interval:
+        """95 % interval of the accuracy; a row's score is its mean over repeats."""
+        _, which, times = np.unique(self.row, return_inverse=True, return_counts=True)
+        return score_interval(np.bincount(which, self.label == self.predicted) / times)
 
     @cached_property
     def mistakes(self) -> NDArray[np.int64]:
@@ -149,17 +167,33 @@ class Answers:
         _, first = np.unique(self.row[surest], return_index=True)
         return surest[np.sort(first)]
 
-    def mixed_up(self, class_names: tuple[str, ...]) -> list[tuple[str, str, int]]:
-        """The three most frequent mistakes: true class, predicted class, count."""
+    def mixed_up(self, class_names: tuple[str, ...]) -> list[MixedUp]:
+        """The most frequent mistakes, at most `SHOWN_MIXED_UP`."""
         n = len(class_names)
         counts = np.bincount(self.label * n + self.predicted, minlength=n * n)
+        of_class = counts.reshape(n, n).sum(axis=1)
         counts[:: n + 1] = 0
-        most = np.argsort(-counts, kind="stable")[:3]
+        most = [int(cell) for cell in np.argsort(-counts, kind="stable")[:SHOWN_MIXED_UP]]
         return [
-            (class_names[cell // n], class_names[cell % n], int(counts[cell]))
+            MixedUp(
+                label=class_names[cell // n],
+                predicted=class_names[cell % n],
+                images=int(counts[cell]),
+                share=float(counts[cell] / of_class[cell // n]),
+            )
             for cell in most
             if counts[cell]
         ]
+
+
+@dataclass(frozen=True)
+class MixedUp:
+    """How often one class was taken for another, and which part of the class that is."""
+
+    label: str
+    predicted: str
+    images: int
+    share: float
 
 
 @task(name="report")
@@ -223,8 +257,12 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
     scores, histories = run.table("scores"), run.table("histories")
     names = summary.dataset.class_names
     confusion = figures.confusion_matrix(answers.label, answers.predicted, names)
-    right = answers.label == answers.predicted
-    reliability = figures.reliability_curve(answers.confidence, right)
+    reliability = figures.reliability_curve(reliability_curve(answers.label, answers.probabilities))
+    seen = (
+        "Every image was predicted by a model that had not seen it. Blue: right; orange: wrong, "
+        "darker the larger the part of its class."
+        + (" An image counts once in every repeat." if summary.plan.repeats > 1 else "")
+    )
     pictures = {
         "boxes": [
             _picture(
@@ -241,7 +279,7 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
                 run,
                 f"learning_curves_{candidate.name}",
                 f"Learning curves of {candidate.name}",
-                "One line a fold: loss above, accuracy below.",
+                "",
                 figures.learning_curves(
                     histories[histories["candidate"] == candidate.name], candidate.name
                 ),
@@ -249,9 +287,7 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
             for candidate in summary.candidates
         ],
         "confusion": [
-            _picture(
-                run, "confusion_matrix", "Confusion matrix", _words(answers, summary), confusion
-            ),
+            _picture(run, "confusion_matrix", "Confusion matrix", seen, confusion),
             _picture(
                 run,
                 "reliability_curve",
@@ -297,19 +333,6 @@ def _draw_images(run: RunFiles) -> dict[str, list[Picture]]:
     }
 
 
-def _words(answers: Answers, summary: Summary) -> str:
-    mixed = [
-        f"{true} taken for {said} ({number:,} times)"
-        for true, said, number in answers.mixed_up(summary.dataset.class_names)
-    ]
-    most = f" Most frequent: {', '.join(mixed)}." if mixed else " There is no mistake."
-    repeats = " An image counts once in every repeat." if summary.plan.repeats > 1 else ""
-    return (
-        "Every image was predicted by a model that had not seen it. Blue: right; orange: wrong, "
-        f"darker the larger the part of its class.{most}{repeats}"
-    )
-
-
 def _picture(run: RunFiles, name: str, title: str, caption: str, figure: Figure) -> Picture:
     from nightfold.figures import save_png, to_svg
 
@@ -321,7 +344,7 @@ def _picture(run: RunFiles, name: str, title: str, caption: str, figure: Figure)
 def _render(template: str, run: RunFiles, pictures: Mapping[str, list[Picture]]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=lambda name: name is not None and "html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -349,11 +372,17 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "best": run.best,
         "headline": headline(summary),
         "folds": run.table("scores", columns).to_dict("records"),
-        "verdicts": verdicts.where(verdicts.notna(), None).to_dict("records"),
+        "verdicts": sorted(
+            verdicts.where(verdicts.notna(), None).to_dict("records"),
+            key=lambda v: summary.best not in (v["candidate_a"], v["candidate_b"]),
+        ),
+        "shown_verdicts": max(SHOWN_VERDICTS, len(summary.candidates) - 1),
         "checks": checks,
         "failed": sorted((c for c in checks if not c.passed), key=_by_severity),
         "fewer_epochs": max(c.epochs for c in summary.candidates) < TUTORIAL_EPOCHS,
         "tutorial_epochs": TUTORIAL_EPOCHS,
+        "interval": run.answers.interval,
+        "mixed_up": run.answers.mixed_up(summary.dataset.class_names),
         "images_gone": run.images is None,
     }
 
@@ -377,25 +406,23 @@ def headline(summary: Summary) -> str:
     """
     best = next(c for c in summary.candidates if c.name == summary.best)
     n = len(summary.candidates)
-    place = "the only candidate" if n == 1 else f"the best of {n} candidates"
-    scored = f"{100 * best.accuracy_mean:.3f} % in cross-validation"
+    scored = f"{100 * best.accuracy_mean:.3f} % accuracy in cross-validation"
+    place = f"with {scored}" if n == 1 else f"best of {n} candidates with {scored}"
     if summary.final is None:
         return (
-            f"{best.name} is {place} with {scored}; this run fitted no final model and left the "
-            "champion as it is."
+            f"{best.name} came out {place}; this run fitted no final model and left the champion "
+            "as it is."
         )
     tested = (
         f"{100 * summary.final.holdout_accuracy:.3f} % on the "
         f"{summary.final.holdout_rows:,} images held out"
     )
-    if summary.promotion is None:
-        return f"{best.name} is {place} with {scored} and {tested}; it was not up for promotion."
-    if summary.promotion.promoted:
-        return f"{best.name} is the new champion: {place} with {scored} and {tested}."
-    return (
-        f"{best.name} is {place} with {scored} and {tested}, but it was not promoted"
-        f"{'; the champion stays.' if summary.promotion.champion else '.'}"
-    )
+    promotion = summary.promotion
+    if promotion is not None and promotion.promoted:
+        return f"{best.name} is the new champion: {place} and {tested}."
+    outcome = "but it was not promoted" if promotion is not None else "and was not up for promotion"
+    stays = "; the champion stays" if promotion is not None and promotion.champion else ""
+    return f"{best.name} came out {place} and {tested}, {outcome}{stays}."
 
 
 def duration(seconds: float) -> str:
@@ -428,8 +455,14 @@ def chance(probability: float | None) -> str:
 
 
 def one_line(text: object) -> str:
-    """`text` fit for a line or a table cell of Markdown."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    r"""`text` fit for a line or a table cell of Markdown, in which it means nothing but itself.
+
+    Examples
+    --------
+    >>> one_line("a|b <img>")
+    'a\\|b &lt;img&gt;'
+    """
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(" ".join(str(text).split()), quote=False))
 
 
 def _show_in_prefect(run: RunFiles) -> None:
