@@ -123,6 +123,27 @@ class Manifest(ModelFacts):
     code_version: str
     library_versions: dict[str, str]
 
+    @classmethod
+    def describing(cls, folder: Path, facts: ModelFacts, input_shape: tuple[int, ...]) -> Self:
+        """The manifest of all files in `folder`, made now with the libraries installed here."""
+        return cls.model_validate(
+            {
+                **dict(facts),
+                "format": FORMAT,
+                "files": {
+                    path.name: FileFacts(sha256=sha256_file(path), bytes=path.stat().st_size)
+                    for path in sorted(folder.iterdir())
+                },
+                "input_shape": input_shape,
+                "input_dtype": "uint8",
+                "created_at": datetime.now(UTC),
+                "code_version": __version__,
+                "library_versions": {
+                    name: installed_version(name) for name in ("tensorflow", "keras", "numpy")
+                },
+            }
+        )
+
 
 class BundleHandle(BaseModel):
     """What tasks pass to each other instead of models."""
@@ -191,21 +212,7 @@ def seal(
         np.savez(part / GOLDEN, images=golden_images, probabilities=probabilities)
         (part / CARD).write_text(_card(facts, golden_images.shape[1:], h5), encoding="utf-8")
         _check_golden(_load_model(part / MODEL), golden_images, probabilities, part)
-        manifest = Manifest(
-            **dict(facts),
-            format=FORMAT,
-            files={
-                path.name: FileFacts(sha256=sha256_file(path), bytes=path.stat().st_size)
-                for path in sorted(part.iterdir())
-            },
-            input_shape=golden_images.shape[1:],
-            input_dtype="uint8",
-            created_at=datetime.now(UTC),
-            code_version=__version__,
-            library_versions={
-                name: installed_version(name) for name in ("tensorflow", "keras", "numpy")
-            },
-        )
+        manifest = Manifest.describing(part, facts, golden_images.shape[1:])
         write_json(part / MANIFEST, manifest.model_dump(mode="json"))
     return _sealed_before(target, facts)
 

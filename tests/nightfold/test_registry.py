@@ -1,0 +1,255 @@
+"""The champion pointer: always whole, never pointing at what does not verify, with its history.
+
+The registry reads checksums, never models, so the bundles here hold no real one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from nightfold.bundle import FoldScores, HoldoutScores, Manifest, ModelFacts
+from nightfold.errors import BundleRefused, UsageError
+from nightfold.registry import Registry
+from nightfold.store import Store, write_json
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    registry = Registry(Store(tmp_path))
+    for version in "abc":
+        add_bundle(registry.folder, version)
+    return registry
+
+
+def add_bundle(folder: Path, version: str) -> Path:
+    bundle = folder / version
+    bundle.mkdir(parents=True)
+    for name in ("model.keras", "golden.npz", "README.md"):
+        (bundle / name).write_text(f"{name} of {version}")
+    facts = ModelFacts(
+        version=version,
+        run_id="run",
+        dataset="mnist",
+        dataset_digest="0" * 64,
+        plan_digest="1" * 64,
+        class_names=("no", "yes"),
+        scaling={},
+        candidate={"name": "dense"},
+        candidate_digest="2" * 64,
+        cross_validated=FoldScores.of([0.9, 0.95]),
+        holdout=HoldoutScores(rows=10, accuracy=0.9, log_loss=0.1, brier=0.1, ece=0.1),
+    )
+    manifest = Manifest.describing(bundle, facts, (28, 28, 1))
+    write_json(bundle / "manifest.json", manifest.model_dump(mode="json"))
+    return bundle
+
+
+def names(registry: Registry) -> list[str]:
+    return [entry.version for entry in registry.history()]
+
+
+def edit_pointer(registry: Registry, **changes) -> None:
+    document = json.loads(registry.pointer_path.read_text())
+    registry.pointer_path.write_text(json.dumps(document | changes))
+
+
+def test_there_is_no_champion_at_first(registry):
+    assert registry.champion() is None
+    assert registry.history() == []
+    with pytest.raises(UsageError, match="there are: a, b, c"):
+        registry.resolve("champion")
+
+
+def test_promotion_keeps_the_history_oldest_first(registry):
+    for version in "abc":
+        registry.promote(version, f"because {version}")
+    champion = registry.champion()
+    assert (champion.version, champion.reason) == ("c", "because c")
+    document = json.loads(registry.pointer_path.read_text())
+    assert (document["format"], document["version"]) == (1, "c")
+    assert [entry["version"] for entry in document["history"]] == ["a", "b"]
+    assert registry.resolve("champion") == registry.folder / "c"
+
+
+def test_promoting_the_champion_again_changes_nothing(registry):
+    first = registry.promote("a", "better")
+    before = registry.pointer_path.read_bytes()
+    assert registry.promote("a", "again") == first
+    assert registry.pointer_path.read_bytes() == before
+
+
+def test_an_altered_bundle_is_never_pointed_to(registry):
+    registry.promote("a", "first")
+    (registry.folder / "b" / "model.keras").write_text("model.keras of x")
+    with pytest.raises(BundleRefused, match=r"b/model\.keras was altered"):
+        registry.promote("b", "better")
+    assert names(registry) == ["a"]
+
+
+def test_a_bundle_in_the_folder_of_another_version_is_refused(registry):
+    (registry.folder / "b").rename(registry.folder / "d")
+    with pytest.raises(BundleRefused, match="says that it is version b"):
+        registry.promote("d", "better")
+
+
+def test_rollback_gives_the_place_back_and_goes_on_backwards(registry):
+    for version in "abc":
+        registry.promote(version, "better")
+    assert registry.rollback().version == "b"
+    assert registry.rollback().version == "a"
+    with pytest.raises(UsageError, match="no earlier champion before it"):
+        registry.rollback()
+    registry.promote("c", "on second thought")
+    assert registry.rollback().version == "a"
+    assert names(registry) == ["a", "b", "c", "b", "a", "c", "a"]
+
+
+def test_rollback_to_a_named_champion(registry):
+    registry.promote("a", "better")
+    registry.promote("b", "better")
+    with pytest.raises(UsageError, match="called 'c'; earlier ones: a"):
+        registry.rollback("c")
+    entry = registry.rollback("a")
+    assert (entry.version, entry.action) == ("a", "rollback")
+    assert "from b" in entry.reason
+
+
+def test_rollback_refuses_a_bundle_that_is_not_what_it_was(registry):
+    registry.promote("a", "better")
+    registry.promote("b", "better")
+    manifest = registry.folder / "a" / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    with pytest.raises(BundleRefused, match=r"a/manifest\.json was altered"):
+        registry.rollback()
+    assert registry.champion().version == "b"
+
+
+def test_rollback_without_champion_says_so(registry):
+    with pytest.raises(UsageError, match="no champion yet"):
+        registry.rollback()
+
+
+def test_the_champion_with_another_manifest_is_refused(registry):
+    registry.promote("a", "better")
+    manifest = registry.folder / "a" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"run"', '"fun"'))
+    with pytest.raises(BundleRefused, match=r"manifest\.json was altered"):
+        registry.resolve("champion")
+
+
+@pytest.mark.parametrize("version", ["../../etc", "/etc", "a/../b", ".part-x", ""])
+def test_a_pointer_that_leads_elsewhere_is_refused(registry, version):
+    registry.promote("a", "better")
+    edit_pointer(registry, version=version)
+    with pytest.raises(BundleRefused, match="was altered"):
+        registry.champion()
+    edit_pointer(registry, version="a", history=[{"version": version}])
+    with pytest.raises(BundleRefused, match="was altered"):
+        registry.resolve("champion")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "half a docu", '{"format": 2}'])
+def test_an_unreadable_pointer_is_refused_and_kept(registry, content):
+    registry.pointer_path.write_text(content)
+    with pytest.raises(BundleRefused, match=r"champion\.json was altered"):
+        registry.promote("a", "better")
+    assert registry.pointer_path.read_text() == content
+    assert [version.champion for version in registry.versions()] == [False] * 3
+
+
+def test_versions_are_listed_with_the_broken_one_last(registry):
+    registry.promote("c", "better")
+    (registry.folder / "a" / "manifest.json").write_text("{")
+    (registry.folder / ".part-1234-x").mkdir()
+    found = registry.versions()
+    assert [version.version for version in found] == ["b", "c", "a"]
+    assert [version.champion for version in found] == [False, True, False]
+    assert found[0].manifest.cross_validated.n == 2
+    assert found[2].manifest is None
+    assert "manifest.json" in found[2].error
+
+
+def test_a_model_is_a_version_or_a_path_and_else_the_versions_are_named(registry, tmp_path):
+    assert registry.resolve("b") == registry.folder / "b"
+    elsewhere = add_bundle(tmp_path / "elsewhere", "z")
+    assert registry.resolve(str(elsewhere)) == elsewhere
+    for unknown in ("zebra", "../models/zebra", ""):
+        with pytest.raises(UsageError, match="a, b, c"):
+            registry.resolve(unknown)
+
+
+def test_readers_always_see_a_whole_pointer(registry):
+    registry.promote("a", "first")
+    done = threading.Event()
+    seen: set[str] = set()
+    errors: list[Exception] = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                seen.add(registry.champion().version)
+            except Exception as error:
+                errors.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    writer = Registry(Store(registry.folder.parent))
+    for turn in range(200):
+        writer.promote("ba"[turn % 2], f"turn {turn}")
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert errors == []
+    assert seen == {"a", "b"}
+    assert len(registry.history()) == 201
+
+
+def test_writers_in_many_processes_lose_no_entry(registry):
+    script = (
+        "import sys\n"
+        "from nightfold.registry import Registry\n"
+        "from nightfold.store import Store\n"
+        "registry = Registry(Store(sys.argv[1]))\n"
+        "for turn in range(20):\n"
+        "    with registry.lock():\n"
+        "        other = 'b' if registry.champion().version == 'a' else 'a'\n"
+        "        registry.promote(other, 'in turn')\n"
+    )
+    registry.promote("a", "first")
+    arguments = [sys.executable, "-c", script, str(registry.folder.parent)]
+    writers = [subprocess.Popen(arguments) for _ in range(3)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert names(registry) == ["a", *["b", "a"] * 30]
+
+
+def test_a_killed_holder_leaves_no_lock(registry):
+    script = (
+        "import sys, time\n"
+        "from nightfold.registry import Registry\n"
+        "from nightfold.store import Store\n"
+        "with Registry(Store(sys.argv[1])).lock():\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(registry.folder.parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "locked\n"
+    promotion = threading.Thread(target=registry.promote, args=("a", "better"), daemon=True)
+    promotion.start()
+    promotion.join(timeout=0.5)
+    assert promotion.is_alive(), "the lock does not keep a second writer out"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    promotion.join(timeout=10)
+    assert registry.champion().version == "a"
