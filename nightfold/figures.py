@@ -109,7 +109,7 @@ def sample_images(images: NDArray[np.uint8], labels: Sequence[str]) -> Figure:
     -------
     matplotlib.figure.Figure
     """
-    return _image_grid(images[:9], [shortened(label, 18) for label in labels[:9]], columns=3)
+    return _image_grid(images[:9], [shortened(label, 14) for label in labels[:9]], columns=3)
 
 
 def _image_grid(images: NDArray[np.uint8], captions: Sequence[str], columns: int) -> Figure:
@@ -394,8 +394,8 @@ def reliability_curve(curve: Reliability) -> Figure:
     A point is a bin, larger the more images it holds; on the diagonal the model is as often right
     as it says.
     """
-    filled = curve.rows > 0
-    sure, right, rows = curve.confidence[filled], curve.accuracy[filled], curve.rows[filled]
+    filled = curve.count > 0
+    sure, right, rows = curve.confidence[filled], curve.accuracy[filled], curve.count[filled]
     figure = _figure(5.0, 4.6)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=INK, linewidth=0.9, linestyle=(0, (4, 4)))
