@@ -6,6 +6,7 @@ behind each, and what none of them can tell, are in ``docs/statistics.md``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 
 BINS = 15
 """Bins of equal width on the confidence, for calibration."""
+
+EDGES = np.linspace(0, 1, BINS + 1)
+"""Ends of these bins, shape (16,)."""
 
 LEVEL = 0.95
 """Of every confidence and credible interval."""
@@ -82,7 +86,8 @@ def brier(labels: Labels, probabilities: Floats) -> float:
     return float((error**2).sum(axis=1).mean())
 
 
-class Reliability(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Reliability:
     """How often predictions are right at each level of confidence; one entry a bin.
 
     Attributes
@@ -91,13 +96,13 @@ class Reliability(NamedTuple):
         Mean probability of the predicted class in the bin; NaN where the bin is empty.
     accuracy : ndarray of float64, shape (15,)
         Fraction of right predictions in the bin; NaN where the bin is empty.
-    rows : ndarray of int64, shape (15,)
+    count : ndarray of int64, shape (15,)
         Number of rows in the bin.
     """
 
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
-    rows: NDArray[np.int64]
+    count: NDArray[np.int64]
 
 
 def reliability_curve(labels: Labels, probabilities: Floats) -> Reliability:
@@ -118,13 +123,14 @@ def reliability_curve(labels: Labels, probabilities: Floats) -> Reliability:
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    rows = np.bincount(place, minlength=BINS)
+    # A NaN sorts above every edge: it marks the last bin instead of vanishing.
+    place = np.minimum(np.searchsorted(EDGES, confidence, side="right") - 1, BINS - 1)
+    count = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):
         return Reliability(
-            np.bincount(place, confidence, minlength=BINS) / rows,
-            np.bincount(place, right, minlength=BINS) / rows,
-            rows,
+            np.bincount(place, confidence, minlength=BINS) / count,
+            np.bincount(place, right, minlength=BINS) / count,
+            count,
         )
 
 
@@ -143,7 +149,7 @@ def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
     Returns
     -------
     float
-        0 (calibrated) to 1.
+        0 (calibrated) to 1; NaN if a probability is.
 
     References
     ----------
@@ -151,8 +157,9 @@ def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
     using Bayesian binning. AAAI, 2901-2907; Guo et al. (2017), see `reliability_curve`.
     """
     curve = reliability_curve(labels, probabilities)
-    gaps = np.abs(curve.accuracy - curve.confidence)
-    return float(np.nansum(curve.rows * gaps) / len(labels))
+    filled = curve.count > 0
+    gaps = np.abs(curve.accuracy[filled] - curve.confidence[filled])
+    return float(np.average(gaps, weights=curve.count[filled]))
 
 
 def macro_f1(labels: Labels, predicted: Labels) -> float:

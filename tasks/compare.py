@@ -1,7 +1,7 @@
-"""Compare every pair of candidates of a run, on the same folds, and say what can be said.
+"""Compare: for every pair of candidates, say whether one is better, and how sure that is.
 
-Refuses to compare what was not scored alike; a difference is called better or worse only where its
-posterior probability says so.
+The tests themselves are in `nightfold.statistics`; here the scores are checked to be comparable,
+paired by fold and put into words.
 """
 
 from __future__ import annotations
@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from prefect import task
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
 from nightfold import statistics
 from nightfold.errors import DataRefused
+from nightfold.figures import percent
+from nightfold.foldplan import FoldPlan
+from nightfold.statistics import CorrelatedPosterior
 from nightfold.store import sha256_file
 from nightfold.tables import VERDICTS, build_table, write_table
 
@@ -23,13 +30,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROPE = 0.001
-"""Differences within a tenth of a point of accuracy are practically none."""
+"""Half width of practical equivalence: a tenth of a point of accuracy."""
 
-REQUIRED_PROBABILITY = 0.95
+SURE = 0.95
+"""Posterior probability from which on a verdict is given."""
 
 
 class VerdictsHandle(BaseModel):
-    """Where the verdicts are, and their sentences."""
+    """Where the verdicts are, and what they say."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,149 +46,204 @@ class VerdictsHandle(BaseModel):
     sentences: tuple[str, ...]
 
 
-@task(name="compare", task_run_name="compare candidates")
+@task(name="compare", task_run_name="compare candidates", cache_policy=NO_CACHE)
 def compare(run_folder: str) -> VerdictsHandle:
-    """Write ``verdicts.parquet`` from the scores and predictions of a run."""
-    import pandas as pd
-
-    folder = Path(run_folder)
-    scores = pd.read_parquet(folder / "scores.parquet")
-    columns = ["candidate", "repeat", "row", "label", "predicted"]
-    predictions = pd.read_parquet(folder / "predictions.parquet", columns=columns)
-    rows = compare_scores(scores, predictions)
-    path = folder / "verdicts.parquet"
-    table = build_table(rows, VERDICTS)
-    write_table(path, table, name="verdicts", run_id=str(scores["run_id"].iloc[0]))
-    sentences = tuple(row["sentence"] for row in rows)
-    return VerdictsHandle(path=str(path), digest=sha256_file(path), sentences=sentences)
-
-
-def compare_scores(scores: pd.DataFrame, predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """Verdict on every pair of candidates, in their order of appearance.
+    """Write ``verdicts.parquet`` from the other tables of a run.
 
     Parameters
     ----------
-    scores : DataFrame
-        Rows of `nightfold.tables.SCORES` of one run.
-    predictions : DataFrame
-        Columns candidate, repeat, row, label and predicted of its predictions.
+    run_folder : str
+        Holds ``scores.parquet``, ``predictions.parquet`` and ``foldplan.parquet``.
 
     Returns
     -------
-    list of dict
-        Rows of `nightfold.tables.VERDICTS`; none for a single candidate.
+    VerdictsHandle
+        With one sentence a pair; none, and an empty table, for a single candidate.
 
     Raises
     ------
     DataRefused
-        If plans or data sets differ or a fold is missing; the message says which.
+        If a table cannot be read, or the scores cannot be compared.
     """
-    _require_alike(scores)
+    folder = Path(run_folder)
+    plan = FoldPlan.open(folder / "foldplan.parquet")
+    scores, predictions = _read(folder)
+    rows = compare_scores(scores, predictions, plan)
+    path = folder / "verdicts.parquet"
+    about = {"run_id": str(scores["run_id"].iloc[0]), "plan_digest": plan.digest}
+    write_table(path, build_table(rows, VERDICTS), name="verdicts", **about)
+    sentences = tuple(row["sentence"] for row in rows)
+    for sentence in sentences:
+        get_run_logger().info(sentence)
+    return VerdictsHandle(path=str(path), digest=sha256_file(path), sentences=sentences)
+
+
+def _read(folder: Path) -> tuple[pd.DataFrame, pa.Table]:
+    """Scores, and of the predictions what a comparison needs."""
+    try:
+        scores = pq.read_table(folder / "scores.parquet").to_pandas()
+        predictions = pq.read_table(
+            folder / "predictions.parquet",
+            columns=["candidate", "repeat", "row", "label", "predicted"],
+            filters=[("repeat", "=", 1)],
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise DataRefused(
+            f"The tables of the run {folder.name} cannot be read ({error}): run the same "
+            "experiment again; finished folds are not trained anew."
+        ) from error
+    return scores, predictions
+
+
+def compare_scores(
+    scores: pd.DataFrame, predictions: pa.Table, plan: FoldPlan, rope: float = ROPE
+) -> list[dict[str, Any]]:
+    """Judge the accuracy of every pair of candidates, a before b in the order of `scores`.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        Rows of `nightfold.tables.SCORES`; every candidate on every fold of `plan`.
+    predictions : pyarrow.Table
+        Columns candidate, repeat, row, label and predicted of the predictions. Only repeat 1 is
+        used: a row that counts twice would feign certainty.
+    plan : FoldPlan
+        The one that all of them were scored on.
+    rope : float
+        Half width of practical equivalence, a fraction of accuracy.
+
+    Returns
+    -------
+    list of dict
+        Rows of `nightfold.tables.VERDICTS`.
+
+    Raises
+    ------
+    DataRefused
+        If a candidate was scored on another plan or data set, lacks a fold or has one twice.
+
+    Notes
+    -----
+    b is better (worse, equivalent) if the posterior probability of that is at least 0.95;
+    otherwise the pair is undecided. Pairs without a p value count in Holm's correction.
+    """
     names = list(dict.fromkeys(scores["candidate"]))
-    rows = [_pair(scores, predictions, a, b) for a, b in combinations(names, 2)]
-    adjusted = statistics.holm([row["p_corrected"] for row in rows]) if rows else []
-    for row, p in zip(rows, adjusted, strict=True):
-        row["p_holm"] = float(p)
+    accuracies = {name: _accuracies(scores[scores["candidate"] == name], plan) for name in names}
+    right = {name: _right(predictions, name, plan) for name in names}
+    about = {
+        "run_id": scores["run_id"].iloc[0],
+        "plan_digest": plan.digest,
+        "metric": "accuracy",
+        "rope": rope,
+    }
+    sizes = {size: float(scores[size].mean()) for size in ("n_train", "n_test")}
+    rows = []
+    for a, b in combinations(names, 2):
+        found = _judge(a, b, accuracies[b] - accuracies[a], sizes, rope)
+        rows.append({**about, **found, "mcnemar_p": statistics.mcnemar_exact(right[a], right[b])})
+    p_values = [1.0 if row["p_corrected"] is None else row["p_corrected"] for row in rows]
+    for row, p_holm in zip(rows, statistics.holm(np.array(p_values)), strict=True):
+        row["p_holm"] = None if row["p_corrected"] is None else float(p_holm)
     return rows
 
 
-def _require_alike(scores: pd.DataFrame) -> None:
-    for column, what in (("plan_digest", "fold plans"), ("dataset_digest", "data sets")):
-        digests = scores.groupby(column, sort=False)["candidate"].unique()
-        if len(digests) > 1:
-            groups = "; ".join(f"{d[:12]}: {', '.join(names)}" for d, names in digests.items())
-            raise DataRefused(f"These candidates were scored on different {what} ({groups}).")
-    places = {name: _places(rows) for name, rows in scores.groupby("candidate", sort=False)}
-    every = sorted(set().union(*places.values()))
-    for name, there in places.items():
-        missing = [place for place in every if place not in there]
-        if missing:
-            repeat, fold = missing[0]
-            raise DataRefused(
-                f"{name} has no score for repeat {repeat} fold {fold} ({len(missing)} missing): "
-                "run the same command again to train what is missing."
-            )
-
-
-def _places(rows: pd.DataFrame) -> set[tuple[int, int]]:
-    return {(int(r), int(f)) for r, f in zip(rows["repeat"], rows["fold"], strict=True)}
-
-
-def _pair(scores: pd.DataFrame, predictions: pd.DataFrame, a: str, b: str) -> dict[str, Any]:
-    by_fold = scores.pivot(index=["repeat", "fold"], columns="candidate", values="accuracy")
-    differences = (by_fold[b] - by_fold[a]).to_numpy()
-    n_train, n_test = int(scores["n_train"].mean()), int(scores["n_test"].mean())
-    test = statistics.corrected_resampled_t(differences, n_train, n_test)
-    posterior = statistics.bayesian_correlated_t(differences, n_train, n_test, ROPE)
-    first = scores.iloc[0]
+def _judge(
+    a: str, b: str, differences: NDArray[np.float64], sizes: dict[str, float], rope: float
+) -> dict[str, Any]:
+    """Columns of a verdict that follow from the differences, b minus a, one a fold."""
+    test = statistics.corrected_resampled_t(differences, **sizes)
+    posterior = statistics.bayesian_correlated_t(differences, rope=rope, **sizes)
     verdict = _verdict(posterior)
     return {
-        "run_id": first["run_id"],
-        "plan_digest": first["plan_digest"],
         "candidate_a": a,
         "candidate_b": b,
-        "metric": "accuracy",
         "n_pairs": len(differences),
         "mean_difference": test.mean,
         "interval_low": test.low,
         "interval_high": test.high,
         "t_corrected": test.t,
         "p_corrected": test.p,
-        "rope": ROPE,
         "p_worse": posterior.p_worse,
         "p_equivalent": posterior.p_equivalent,
         "p_better": posterior.p_better,
-        "mcnemar_p": _mcnemar(predictions, a, b),
         "verdict": verdict,
-        "sentence": _sentence(a, b, test.mean, posterior, verdict),
+        "sentence": _sentence(a, b, verdict, test.mean, posterior, rope),
     }
 
 
-def _mcnemar(predictions: pd.DataFrame, a: str, b: str) -> float:
-    """Over the pooled out-of-fold predictions of the first repeat: each row counts once."""
-    once = predictions[predictions["repeat"] == 1]
-    right = {
-        name: (rows["predicted"] == rows["label"]).to_numpy()[np.argsort(rows["row"].to_numpy())]
-        for name, rows in once[once["candidate"].isin([a, b])].groupby("candidate")
+def _accuracies(scores: pd.DataFrame, plan: FoldPlan) -> NDArray[np.float64]:
+    """Accuracies of one candidate in the order of the plan; refuses what is not all of it."""
+    name = scores["candidate"].iloc[0]
+    for column, what, expected in (
+        ("plan_digest", "fold plan", plan.digest),
+        ("dataset_digest", "data set", plan.dataset_digest),
+    ):
+        for found in scores.loc[scores[column] != expected, column].unique():
+            raise DataRefused(
+                f"{name} was scored on the {what} {found[:12]}, not on {expected[:12]}: compare "
+                "only what was scored on the same folds of the same data; train it on these."
+            )
+    places = list(zip(scores["repeat"], scores["fold"], strict=True))
+    every = [(r, f) for r in range(1, plan.repeats + 1) for f in range(1, plan.folds + 1)]
+    for repeat, fold in every:
+        if (times := places.count((repeat, fold))) != 1:
+            raise DataRefused(
+                f"{name} has {times} scores for repeat {repeat}, fold {fold} where it must have "
+                "one: run the same experiment again; finished folds are not trained anew."
+            )
+    by_place = scores.set_index(["repeat", "fold"])["accuracy"]
+    return by_place.loc[every].to_numpy(np.float64)
+
+
+def _right(predictions: pa.Table, name: str, plan: FoldPlan) -> NDArray[np.bool_]:
+    """Whether each row was predicted right in repeat 1; shape (n_rows,)."""
+    candidate, repeat = (predictions[c].to_numpy() for c in ("candidate", "repeat"))
+    wanted = (candidate == name) & (repeat == 1)
+    row, label, predicted = (
+        predictions[c].to_numpy()[wanted] for c in ("row", "label", "predicted")
+    )
+    order = np.argsort(row)
+    if not np.array_equal(row[order], np.arange(plan.n_rows)):
+        raise DataRefused(
+            f"The predictions of {name} in repeat 1 do not hold each of the {plan.n_rows} rows "
+            "once: run the same experiment again; finished folds are not trained anew."
+        )
+    right: NDArray[np.bool_] = (label == predicted)[order]
+    return right
+
+
+def _verdict(posterior: CorrelatedPosterior) -> str:
+    chances = {
+        "better": posterior.p_better,
+        "worse": posterior.p_worse,
+        "equivalent": posterior.p_equivalent,
     }
-    return statistics.mcnemar_exact(right[a], right[b])
+    # No posterior, no verdict: without spread nothing tells how sure the difference is.
+    return next((v for v, p in chances.items() if p is not None and p >= SURE), "undecided")
 
 
-def _verdict(posterior: statistics.BayesianT) -> str:
-    if posterior.p_better >= REQUIRED_PROBABILITY:
-        return "better"
-    if posterior.p_worse >= REQUIRED_PROBABILITY:
-        return "worse"
-    if posterior.p_equivalent >= REQUIRED_PROBABILITY:
-        return "equivalent"
-    return "undecided"
-
-
-def _sentence(a: str, b: str, mean: float, posterior: statistics.BayesianT, verdict: str) -> str:
-    points = f"{100 * mean:+.2f} points"
-    margin = f"{100 * ROPE:.1f} point"
-    if verdict in ("better", "worse"):
-        chance = posterior.p_better if verdict == "better" else posterior.p_worse
+def _sentence(
+    a: str, b: str, verdict: str, mean: float, posterior: CorrelatedPosterior, rope: float
+) -> str:
+    points, margin = f"{100 * mean:+.2f} points", f"{100 * rope:g} point"
+    worse, equivalent, better, *_ = posterior
+    if worse is None or equivalent is None or better is None:
         return (
-            f"{b} is {verdict} than {a}: {points}, probability of being {verdict} by at least "
-            f"{margin} {_percent(chance)}."
+            f"Whether {b} is better than {a} is undecided: {points} in every fold alike, so there "
+            "is no spread to judge by."
         )
     if verdict == "equivalent":
         return (
             f"{b} and {a} are equivalent: {points}, probability of differing by less than "
-            f"{margin} {_percent(posterior.p_equivalent)}."
+            f"{margin} {percent(equivalent)}."
+        )
+    if verdict == "undecided":
+        return (
+            f"Whether {b} is better than {a} is undecided: {points}, probability of being better "
+            f"by at least {margin} {percent(better)}, worse {percent(worse)}, equivalent "
+            f"{percent(equivalent)}."
         )
     return (
-        f"It is undecided whether {b} is better than {a}: {points}, probability of being better "
-        f"by at least {margin} {_percent(posterior.p_better)}, of being worse by as much "
-        f"{_percent(posterior.p_worse)}."
+        f"{b} is {verdict} than {a}: {points}, probability of being {verdict} by at least "
+        f"{margin} {percent(better if verdict == 'better' else worse)}."
     )
-
-
-def _percent(probability: float) -> str:
-    """Percent with one decimal; never 100 for what is not certain."""
-    if 0.9995 <= probability < 1:
-        return "above 99.9 %"
-    if 0 < probability < 0.0005:
-        return "below 0.1 %"
-    return f"{100 * probability:.1f} %"
