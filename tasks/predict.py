@@ -6,6 +6,7 @@ Prefect shows of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,18 @@ def images_below(folder: Path) -> list[Path]:
     return paths
 
 
-def classify_folder(paths: list[Path], bundle: Bundle, table: Path, run_id: str) -> Predicted:
+def classify_folder(paths: Iterable[Path], bundle: Bundle, table: Path, run_id: str) -> Predicted:
     """Classify `paths` batch by batch into the Parquet file `table`; whole or not at all.
 
     An image that cannot be read becomes a row that says why. Memory holds one batch.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    bundle : Bundle
+    table : Path
+    run_id : str
+        For the rows and the file's metadata.
     """
     names = bundle.manifest.class_names
     schema = batch_schema(len(names)).with_metadata(
@@ -127,7 +136,7 @@ def classify_folder(paths: list[Path], bundle: Bundle, table: Path, run_id: str)
         }
     )
     counts = dict.fromkeys(names, 0)
-    n_errors = 0
+    n_images = n_errors = 0
     with (
         atomic_file(table) as part,
         pq.ParquetWriter(part, schema, compression="zstd") as writer,
@@ -135,6 +144,7 @@ def classify_folder(paths: list[Path], bundle: Bundle, table: Path, run_id: str)
         remaining = iter(paths)
         while batch := list(islice(remaining, _BATCH)):
             rows = _rows(batch, bundle, run_id)
+            n_images += len(rows)
             for row in rows:
                 if row["class_name"] is None:
                     n_errors += 1
@@ -144,7 +154,7 @@ def classify_folder(paths: list[Path], bundle: Bundle, table: Path, run_id: str)
     return Predicted(
         path=str(table),
         model=bundle.manifest.version,
-        n_images=len(paths),
+        n_images=n_images,
         n_errors=n_errors,
         counts=counts,
     )

@@ -4,11 +4,12 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from prefect.logging import disable_run_logger
 
 from nightfold.bundle import BundleHandle, FoldScores, HoldoutScores, Manifest, ModelFacts
 from nightfold.registry import Registry
 from nightfold.store import Store, sha256_file, write_json
-from tasks.promote import decide
+from tasks.promote import decide, promote
 
 
 @pytest.fixture
@@ -47,6 +48,13 @@ def test_the_first_model_is_promoted(registry):
     facts = decide(add_bundle(registry, "a", [0.5, 0.6]), registry)
     assert (facts.promoted, facts.champion) == (True, "a")
     assert facts.reason == "The first model: there was no champion to beat."
+    assert registry.champion().version == "a"
+
+
+def test_the_task_answers_for_the_store_it_is_given(registry):
+    with disable_run_logger():
+        facts = promote.fn(add_bundle(registry, "a", [0.5, 0.6]), str(registry.folder.parent))
+    assert facts.promoted
     assert registry.champion().version == "a"
 
 
