@@ -1,7 +1,7 @@
 """Where folds run: worker processes (the default), threads, one after the other, or Dask.
 
-A runner is made for one run, in the flow's body, so that the flow's own parameters choose it and a
-retry of the flow gets a new one.
+A runner is made for one run, in the flow's body, so that the flow's own parameters choose it, a
+retry of the flow gets a new one, and a night is one flow run in the UI.
 """
 
 from __future__ import annotations
@@ -10,16 +10,28 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from nightfold import backend
 from nightfold.errors import UsageError
 from nightfold.experiment import Runner
 
 
-def make_runner(name: Runner, workers: int, address: str | None = None) -> TaskRunner[Any]:
-    """A task runner, to be entered with ``with``.
+@contextmanager
+def make_runner(
+    name: Runner, workers: int, address: str | None = None
+) -> Iterator[TaskRunner[Any]]:
+    """A started task runner for the length of a ``with`` block.
+
+    Worker processes start and load TensorFlow at once, beside whatever the flow does until it
+    submits the first fold.
 
     Parameters
     ----------
@@ -34,19 +46,26 @@ def make_runner(name: Runner, workers: int, address: str | None = None) -> TaskR
     UsageError
         If `address` is missing, has no effect or does not answer, or Dask is not installed.
     """
-    if name == "dask":
-        return _dask(address)
-    if address is not None:
-        raise UsageError(f"--address has no effect with --runner {name}; it belongs to dask.")
-    if name == "processes":
-        return ProcessPoolTaskRunner(
-            max_workers=workers, initializer=start_worker, initargs=(os.getpid(),)
-        )
-    return ThreadPoolTaskRunner(max_workers=1 if name == "sequential" else workers)  # type: ignore[return-value]
+    runner = _choose(name, workers, address)
+    with _api_shared(), runner:
+        pool = runner._executor if isinstance(runner, ProcessPoolTaskRunner) else None
+        if pool is not None:
+            for _ in range(workers):
+                pool.submit(backend.start)
+        try:
+            yield runner
+        except Exception:
+            raise
+        except BaseException:
+            # Interrupted or cancelled: leaving the pool would wait for the folds in flight, which
+            # continue behind their last epoch anyway.
+            if pool is not None:
+                _kill_workers(pool)
+            raise
 
 
 def start_worker(parent: int) -> None:
-    """Prepare a worker process: die with the flow, leave interrupts to it, load TensorFlow.
+    """Prepare a worker process: leave interrupts to the flow, and die with it.
 
     Parameters
     ----------
@@ -55,9 +74,6 @@ def start_worker(parent: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    from nightfold import backend
-
-    backend.start()
 
 
 def _die_with(parent: int) -> None:
@@ -70,6 +86,38 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
+def _kill_workers(pool: ProcessPoolExecutor) -> None:
+    for worker in list(pool._processes.values()):
+        worker.kill()
+
+
+@contextmanager
+def _api_shared() -> Iterator[None]:
+    """Let workers talk to the server that the flow talks to.
+
+    Without a server of the user's, Prefect starts one for the process of the flow, and would start
+    another one in every worker: they do not know of the first.
+    """
+    flow = FlowRunContext.get()
+    if flow is None or PREFECT_API_URL.value():
+        yield
+        return
+    with temporary_settings({PREFECT_API_URL: str(flow.client.api_url)}):
+        yield
+
+
+def _choose(name: Runner, workers: int, address: str | None) -> TaskRunner[Any]:
+    if name == "dask":
+        return _dask(address)
+    if address is not None:
+        raise UsageError(f"--address has no effect with --runner {name}; it belongs to dask.")
+    if name == "processes":
+        return ProcessPoolTaskRunner(
+            max_workers=workers, initializer=start_worker, initargs=(os.getpid(),)
+        )
+    return ThreadPoolTaskRunner(max_workers=1 if name == "sequential" else workers)  # type: ignore[return-value]
+
+
 def _dask(address: str | None) -> TaskRunner[Any]:
     if address is None:
         raise UsageError(
@@ -79,9 +127,7 @@ def _dask(address: str | None) -> TaskRunner[Any]:
         from distributed import Client
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
-        raise UsageError(
-            "--runner dask needs the extra: pip install 'nightfold[dask]'."
-        ) from error
+        raise UsageError("--runner dask needs the extra: pip install 'nightfold[dask]'.") from error
     try:
         Client(address, timeout="5s").close()
     except (OSError, ValueError) as error:
