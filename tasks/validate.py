@@ -190,7 +190,7 @@ def examine(frame: pd.DataFrame, rules: Sequence[Rule], split: str) -> list[Chec
 
 @cache
 def _batch_definition() -> Any:
-    # It sends usage statistics unless told not to before it is imported.
+    # Versions that send usage statistics do so unless told not to before they are imported.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
     from great_expectations.data_context.types import base
@@ -541,7 +541,7 @@ def _show_in_prefect(report: ValidationReport) -> None:
 
     columns = {"name", "split", "severity", "passed", "observed"}
     rows = [c.model_dump(include=columns) for c in sorted(report.checks, key=lambda c: c.passed)]
-    verdict = f"The data set {report.dataset!r} passed, {len(report.warnings)} warnings."
+    verdict = f"The data set {report.dataset!r} passed; warnings: {len(report.warnings)}."
     # The data is judged already: a server that is away must not change the verdict.
     with suppress(Exception):
         create_table_artifact(

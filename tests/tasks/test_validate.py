@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,6 +322,55 @@ def test_the_task_hands_on_where_the_report_is_and_how_many_warnings(broken, ima
     assert handle.passed
     assert handle.n_warnings == 1
     assert handle.open() == check(dataset, ValidationChoice(max_imbalance=3), 5)
+
+
+def test_importing_the_task_loads_neither_great_expectations_nor_pandas():
+    code = "import sys, tasks.validate; print({'great_expectations', 'pandas'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+def test_checking_prints_nothing(small_mnist):
+    code = (
+        "import sys\n"
+        "from nightfold.dataset import Dataset\n"
+        "from nightfold.experiment import ValidationChoice\n"
+        "from tasks.validate import check\n"
+        "assert check(Dataset.open(sys.argv[1]), ValidationChoice(), 5).passed\n"
+    )
+    command = [sys.executable, "-c", code, str(small_mnist.path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_prefect_shows_the_checks_of_refused_data_with_the_failed_ones_first(
+    broken, labels, tmp_path
+):
+    from prefect import flow
+    from prefect.artifacts import Artifact
+    from prefect.testing.utilities import prefect_test_harness
+
+    labels[42] = 10
+    dataset = broken(train_labels=labels)
+
+    @flow
+    def night() -> None:
+        validate(dataset.handle, ValidationChoice(), 5, str(tmp_path / "run"))
+
+    with prefect_test_harness(server_startup_timeout=120):
+        with pytest.raises(DataRefused):
+            night()
+        artifact = Artifact.get("validation")
+    assert artifact is not None
+    assert "rows 42 (" in artifact.description
+    assert json.loads(artifact.data)[0] == {
+        "check": "label_in_classes",
+        "split": "train",
+        "severity": "critical",
+        "passed": False,
+        "observed": "1 of 600: 10",
+    }
 
 
 def test_the_documentation_lists_every_check_with_its_severity(small_mnist):
