@@ -433,7 +433,7 @@ def duration(seconds: float) -> str:
     >>> duration(4.25), duration(843), duration(7500)
     ('4.2 s', '14 min 3 s', '2 h 5 min')
     """
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
