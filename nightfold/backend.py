@@ -32,6 +32,8 @@ def start() -> None:
             tf.config.list_physical_devices()
         except RuntimeError:
             pass  # the process has computed before us and keeps its threads
+    # Every fold traces graphs of its own, which TensorFlow takes for a mistake and warns of.
+    tf.get_logger().setLevel("ERROR")
 
 
 @contextmanager

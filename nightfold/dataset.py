@@ -46,7 +46,7 @@ class Split:
     @cached_property
     def row_digests(self) -> list[str]:
         """Hexadecimal sha256 of each row's pixel bytes."""
-        return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in self.images]
+        return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in self.images]
 
 
 class DatasetHandle(BaseModel):
@@ -265,6 +265,6 @@ def _digest(class_names: tuple[str, ...], train: Split, test: Split) -> str:
     whole.update(json.dumps(description, sort_keys=True).encode())
     for split in (train, test):
         for start in range(0, len(split), 65_536):
-            whole.update(np.ascontiguousarray(split.images[start : start + 65_536]))
-        whole.update(np.ascontiguousarray(split.labels))
+            whole.update(np.ascontiguousarray(split.images[start : start + 65_536]).data)
+        whole.update(np.ascontiguousarray(split.labels).data)
     return whole.hexdigest()

@@ -67,7 +67,9 @@ def aggregate(
     with atomic_file(folder / "foldplan.parquet") as part:
         shutil.copyfile(plan.path, part)
     day = store.scores / f"run_date={started_at.date().isoformat()}"
-    write_table(day / f"{run_id}.parquet", score_table, name="scores", **about)
+    # Readers take a partition's column from the folder's name and refuse it in the file as well.
+    partition = score_table.drop_columns(["run_date"])
+    write_table(day / f"{run_id}.parquet", partition, name="scores", **about)
     return [
         _facts(candidate.name, experiment, [r for r in scores if r["candidate"] == candidate.name])
         for candidate in experiment.candidates

@@ -1,0 +1,262 @@
+"""The whole night through Prefect, on a slice of real MNIST: what it leaves, what it reuses."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.evaluate import evaluate
+from flows.retrain import retrain
+from flows.settings import Settings
+from nightfold import tables
+from nightfold.bundle import Bundle
+from nightfold.errors import DataRefused
+from nightfold.experiment import shipped
+from nightfold.registry import Registry
+from nightfold.store import TEMPORARY, Store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def settings(artifacts, **changes):
+    values = {
+        "limit": 400,
+        "folds": 2,
+        "epochs": 1,
+        "candidates": ["baseline", "deep"],
+        "runner": "sequential",
+        "artifacts": str(artifacts),
+    }
+    return Settings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def night(server, tmp_path_factory):
+    """One night with worker processes: its artifacts folder, summary and final state."""
+    artifacts = tmp_path_factory.mktemp("night")
+    state = retrain(settings(artifacts, runner="processes", workers=2), return_state=True)
+    return artifacts, state.result(), state
+
+
+def task_runs(state):
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), limit=200
+        )
+
+
+def test_it_leaves_everything_the_contract_names(night):
+    artifacts, summary, _ = night
+    run = Store(artifacts).run(summary.run_id)
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "scores.parquet",
+        "histories.parquet",
+        "predictions.parquet",
+        "verdicts.parquet",
+        "foldplan.parquet",
+        "validation.json",
+        "summary.json",
+        "report.html",
+        "report.md",
+        "figures",
+    }
+    latest = json.loads((artifacts / "latest.json").read_text())
+    assert latest["run_id"] == summary.run_id
+    assert Path(latest["path"]) == run
+    assert not [p for p in artifacts.rglob("*") if p.name.startswith(TEMPORARY)]
+
+
+def test_tables_have_the_declared_schemas_and_every_row(night):
+    artifacts, summary, _ = night
+    run = Store(artifacts).run(summary.run_id)
+    declared = {
+        "scores": (tables.SCORES, 4),
+        "histories": (tables.HISTORIES, 4),
+        "predictions": (tables.predictions_schema(10), 800),
+        "verdicts": (tables.VERDICTS, 1),
+    }
+    for name, (schema, n_rows) in declared.items():
+        table = pq.read_table(run / f"{name}.parquet")
+        assert table.schema.equals(schema)
+        assert table.num_rows == n_rows
+        assert table.schema.metadata[b"nightfold.run_id"].decode() == summary.run_id
+
+
+def test_scores_are_those_of_the_out_of_fold_predictions(night):
+    artifacts, summary, _ = night
+    run = Store(artifacts).run(summary.run_id)
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    plan = pd.read_parquet(run / "foldplan.parquet")
+    merged = predictions.merge(plan, on=["repeat", "row"], suffixes=("", "_planned"))
+    assert (merged["fold"] == merged["fold_planned"]).all()
+    right = (predictions["predicted"] == predictions["label"]).groupby(
+        [predictions["candidate"], predictions["fold"]]
+    )
+    scores = pd.read_parquet(run / "scores.parquet").set_index(["candidate", "fold"])
+    pd.testing.assert_series_equal(
+        right.mean().sort_index(), scores["accuracy"].sort_index(), check_names=False
+    )
+
+
+def test_all_nights_read_as_one_table(night):
+    artifacts, summary, _ = night
+    evaluate(settings(artifacts, candidates=["baseline"]))
+    nights = pd.read_parquet(artifacts / "scores")
+    assert nights["run_id"].nunique() >= 2
+    assert (nights[nights["run_id"] == summary.run_id]["candidate"].value_counts() == 2).all()
+
+
+def test_the_promoted_model_predicts_what_it_scored(night, mnist):
+    artifacts, summary, _ = night
+    assert summary.promotion.promoted
+    bundle = Bundle.load(Registry(Store(artifacts)).resolve("champion"))
+    probabilities = bundle.predict(mnist.test.images[:50])
+    assert probabilities.shape == (50, 10)
+    assert bundle.manifest.holdout.accuracy == summary.final.holdout_accuracy > 0.3
+
+
+def test_runs_are_named_for_what_they_do_and_tagged(night):
+    _, _, state = night
+    runs = {run.name: run for run in task_runs(state)}
+    expected = {f"train {c} repeat 1 fold {f}" for c in ("baseline", "deep") for f in (1, 2)}
+    assert expected <= set(runs)
+    assert {"train", "candidate:deep"} <= set(runs["train deep repeat 1 fold 2"].tags)
+
+
+def test_artifacts_are_there_for_the_ui(night):
+    with get_client(sync_client=True) as client:
+        keys = {artifact.key for artifact in client.read_artifacts(limit=200)}
+    assert {"report", "scores", "validation", "folds"} <= keys
+
+
+def test_a_second_run_takes_every_fold_from_the_cache(night):
+    artifacts, summary, _ = night
+    state = retrain(settings(artifacts), return_state=True)
+    trained = [run for run in task_runs(state) if run.name.startswith("train ")]
+    assert {run.state.name for run in trained} == {"Cached"}
+    again = state.result()
+    assert [c.accuracy_mean for c in again.candidates] == [
+        c.accuracy_mean for c in summary.candidates
+    ]
+
+
+def test_a_cached_fold_whose_files_are_gone_is_trained_again(night):
+    artifacts, summary, _ = night
+    victim = sorted((artifacts / "folds").glob("*/result.json"))[0].parent
+    (victim / "probabilities.npy").unlink()
+    state = retrain(settings(artifacts), return_state=True)
+    states = [run.state.name for run in task_runs(state) if run.name.startswith("train ")]
+    assert sorted(states) == ["Cached", "Cached", "Cached", "Completed"]
+    assert state.result().candidates == tuple(
+        c.model_copy(update={"train_seconds": a.train_seconds})
+        for c, a in zip(summary.candidates, state.result().candidates, strict=True)
+    )
+
+
+def test_scores_do_not_depend_on_the_runner(night, tmp_path):
+    """Promise 1: whatever the order and the workers."""
+    _, summary, _ = night
+    for runner in ("threads", "sequential"):
+        other = evaluate(settings(tmp_path / runner, runner=runner, workers=2))
+        assert [(c.accuracy_mean, c.log_loss_mean) for c in other.candidates] == [
+            (c.accuracy_mean, c.log_loss_mean) for c in summary.candidates
+        ]
+
+
+def test_refused_data_fails_the_run_once_and_names_the_rows(tmp_path):
+    """What the user must mend is not retried."""
+    import pyarrow as pa
+
+    for split in ("train", "test"):
+        table = pq.read_table(shipped("data", "mnist", f"{split}.parquet")).slice(0, 200)
+        if split == "train":
+            labels = table["label"].to_numpy().copy()
+            labels[17] = 12
+            table = table.set_column(1, table.schema.field("label"), pa.array(labels))
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    broken = settings(tmp_path / "a", dataset=f"parquet:{tmp_path}", limit=None)
+    state = evaluate(broken, return_state=True)
+    assert state.is_failed()
+    assert isinstance(state.result(raise_on_failure=False), DataRefused)
+    assert "17 (" in state.message
+    names = [run.name for run in task_runs(state)]
+    assert len(names) == len(set(names))
+    assert not (tmp_path / "a" / "latest.json").exists()
+
+
+def start(artifacts, **changes):
+    values = settings(artifacts, runner="processes", workers=2, **changes).model_dump()
+    code = (
+        "from flows.evaluate import evaluate; from flows.settings import Settings\n"
+        f"if __name__ == '__main__': evaluate(Settings(**{values!r}))"
+    )
+    script = Path(artifacts).with_suffix(".py")
+    script.write_text(code)
+    # The server of the tests: one of its own would outlive a killed flow.
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, str(script)], env=environment, **quiet)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+def workers_of(flow):
+    return [p for p in psutil.Process(flow.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+LONG = {"limit": 4000, "epochs": 4, "candidates": ["deep"]}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server, tmp_path_factory):
+    summary = evaluate(settings(tmp_path_factory.mktemp("calm") / "a", **LONG))
+    return [(c.accuracy_mean, c.log_loss_mean) for c in summary.candidates]
+
+
+def test_workers_die_with_their_flow_and_the_next_run_finishes_alike(undisturbed, tmp_path):
+    """Promise 2, for a flow that is killed behind the first epoch of a fold."""
+    artifacts = tmp_path / "a"
+    flow = start(artifacts, **LONG)
+    wait_for(lambda: list(artifacts.glob("folds/*/checkpoint.npz")))
+    workers = workers_of(flow)
+    flow.kill()
+    flow.wait()
+    assert workers
+    wait_for(lambda: not any(worker.is_running() for worker in workers), seconds=5)
+
+    summary = evaluate(settings(artifacts, **LONG))
+    assert [(c.accuracy_mean, c.log_loss_mean) for c in summary.candidates] == undisturbed
+
+
+def test_a_killed_worker_breaks_the_pool_and_the_flow_retries(undisturbed, tmp_path):
+    artifacts = tmp_path / "a"
+    flow = start(artifacts, **LONG)
+    wait_for(lambda: list(artifacts.glob("folds/*/checkpoint.npz")))
+    workers_of(flow)[-1].kill()
+    assert flow.wait(timeout=240) == 0
+    scores = pd.read_parquet(artifacts / "scores")
+    assert [(scores["accuracy"].mean(), scores["log_loss"].mean())] == undisturbed
