@@ -66,24 +66,10 @@ def snapshot(choice: DatasetChoice, store: Store) -> Dataset:
     note = store.datasets / "sources" / f"{before}.json"
     dataset = _remembered(note, store) if before else None
     if dataset is None:
-        source = sources.read(
-            choice.source,
-            size=choice.size,
-            channels=choice.channels,
-            holdout=choice.holdout,
-            holdout_seed=choice.holdout_seed,
-        )
-        dataset = Dataset.write(
-            store.datasets,
-            name=source.name,
-            origin=source.origin,
-            class_names=source.class_names,
-            train=source.train,
-            test=source.test,
-        )
+        dataset = _written(choice, store)
         # A file that changed while it was read must not be remembered as its old content.
         if before and _key(choice) == before:
-            write_json(note, {"source": source.origin, "snapshot": dataset.path.name})
+            write_json(note, {"source": dataset.origin, "snapshot": dataset.path.name})
     dataset.verify()
     if choice.limit is not None:
         dataset = dataset.limited(store.datasets, choice.limit, choice.holdout_seed)
@@ -114,6 +100,25 @@ def take_in(choice: DatasetChoice, artifacts: str, name: str | None = None) -> D
     if folder is not None:
         sources.write_native(folder, dataset)
     return dataset
+
+
+def _written(choice: DatasetChoice, store: Store) -> Dataset:
+    # A function of its own, so that the pixels read leave memory before those written are mapped.
+    source = sources.read(
+        choice.source,
+        size=choice.size,
+        channels=choice.channels,
+        holdout=choice.holdout,
+        holdout_seed=choice.holdout_seed,
+    )
+    return Dataset.write(
+        store.datasets,
+        name=source.name,
+        origin=source.origin,
+        class_names=source.class_names,
+        train=source.train,
+        test=source.test,
+    )
 
 
 def _key(choice: DatasetChoice) -> str | None:
