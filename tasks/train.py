@@ -6,12 +6,11 @@ cache key, and progress that the UI shows.
 
 from __future__ import annotations
 
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import Task, get_run_logger, tags, task
+from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
@@ -79,12 +78,13 @@ def map_folds(
     ]
     write_json(run_folder / "jobs.json", watch)
     futures: list[PrefectFuture[FoldHandle]] = []
-    for name, group in groupby(jobs, key=lambda job: job.candidate.name):
-        with tags(f"candidate:{name}"):
-            for job in group:
-                # A stale record must not hide that the files behind it are gone.
-                step = train if job.done() else train.with_options(refresh_cache=True)
-                futures.append(runner.submit(step, {"job": job}))
+    for job in jobs:
+        # Tags belong to the task: a process pool keeps the context of its first submission. And a
+        # stale record must not hide that the files behind it are gone.
+        step = train.with_options(
+            tags=["train", f"candidate:{job.candidate.name}"], refresh_cache=job.done() is None
+        )
+        futures.append(runner.submit(step, {"job": job}))
     return futures
 
 
