@@ -1,0 +1,114 @@
+"""A real Prefect server with a home of its own, and the processes that tests start beside it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from nightfold.experiment import shipped
+
+
+@dataclass
+class Bench:
+    """Starts processes in the checkout and ends them; knows the server once there is one."""
+
+    logs: Path
+    env: dict[str, str]
+    running: ExitStack = field(default_factory=ExitStack)
+
+    def start(self, *command):
+        """Start a Python module as a process; it ends with the tests of the file."""
+        log = self.logs / f"{len(list(self.logs.iterdir()))}-{command[0]}-{command[1]}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=shipped(),
+                env=self.env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.running.callback(end, process)
+        return process
+
+    def prefect(self, *arguments):
+        """Run ``prefect ...`` to its end and return what it says."""
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            cwd=shipped(),
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def wait_until(self, condition, what, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} did not come; {self.tell()}"
+            time.sleep(0.5)
+
+    def tell(self):
+        """The end of every log, for a test that fails."""
+        return "\n".join(f"{p.name}:\n{p.read_text()[-3000:]}" for p in self.logs.glob("*.log"))
+
+
+def end(process):
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def free_port():
+    """A function that finds a port nobody listens on."""
+
+    def find():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, free_port):
+    """A bench with a Prefect server on it; clients in this process talk to that server, too."""
+    port = free_port()
+    api_url = f"http://127.0.0.1:{port}/api"
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_API_URL": api_url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # Only how soon the server and the worker look for work, so that the tests are short.
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    bench = Bench(tmp_path_factory.mktemp("logs"), env)
+
+    def answers():
+        try:
+            return httpx.get(f"{api_url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with bench.running, temporary_settings({PREFECT_API_URL: api_url}):
+        bench.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        bench.wait_until(answers, "the server")
+        yield bench
