@@ -6,6 +6,7 @@ The assignment itself is made by `nightfold.foldplan`; this task saves it where 
 from __future__ import annotations
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from nightfold.dataset import DatasetHandle
 from nightfold.experiment import PlanChoice
@@ -13,7 +14,7 @@ from nightfold.foldplan import FoldPlan, PlanHandle
 from nightfold.store import Store
 
 
-@task(name="split", task_run_name="split-{handle.name}")
+@task(name="split", task_run_name="split {handle.name}", cache_policy=NO_CACHE)
 def split(handle: DatasetHandle, choice: PlanChoice, artifacts: str) -> PlanHandle:
     """Build the fold plan of a data set and save it under `artifacts`.
 
