@@ -98,7 +98,8 @@ def read(
         Decode images as grey or as RGB.
     holdout : float, optional
         Part of the rows, rounded down, to hold out for the final test if the source has no test
-        split; a tenth if left out. Every class keeps its share where each has two rows or more.
+        split; a tenth if left out. Every class keeps its share where each has two rows or more,
+        and an image with an exact copy among the rest is not held out.
     holdout_seed : int
         Seed of that choice.
 
@@ -266,6 +267,10 @@ def _held_out(uri: str, rows: Split, part: float, seed: int) -> tuple[Split, Spl
         random_state=seed,
         stratify=rows.labels if enough else None,
     )
+    # A held-out image with a copy to learn from would test nothing: the copies learn together.
+    digests = np.array(rows.row_digests)
+    copied = np.isin(digests[test], digests[train])
+    train, test = np.concatenate([train, test[copied]]), test[~copied]
     # In the order of the source, so that a row can be traced to where it came from.
     train.sort()
     test.sort()

@@ -699,3 +699,19 @@ def test_what_the_native_form_cannot_hold_is_refused_and_nothing_is_written(
     with pytest.raises(DataRefused, match="uint8 pixels and integer"):
         sources.write_native(tmp_path / "x", dataset)
     assert not (tmp_path / "x").exists()
+
+
+def test_an_exact_copy_is_never_held_out_from_its_twin(small_mnist, tmp_path):
+    images = np.concatenate([small_mnist.train.images[:60]] * 2)
+    labels = np.concatenate([small_mnist.train.labels[:60]] * 2)
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "photos" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / f"{row}.png")
+    for row, image in enumerate(small_mnist.test.images[:40]):
+        folder = tmp_path / "photos" / str(small_mnist.test.labels[row])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / f"single-{row}.png")
+    source = sources.read(f"folder:{tmp_path / 'photos'}", holdout=0.3)
+    assert len(source.test)
+    assert not set(source.test.row_digests) & set(source.train.row_digests)
