@@ -212,8 +212,8 @@ def _refuse_values_without_effect(
     for option, value in (("size", size), ("channels", channels)):
         if value is not None and not (kind and kind.decodes):
             raise UsageError(
-                f"The setting {option!r} has no effect on {uri!r}, whose pixels are not encoded: leave it "
-                "out (it applies to folder:, parquet: and named data sets)."
+                f"The setting {option!r} has no effect on {uri!r}, whose pixels are not encoded: "
+                "leave it out (it applies to folder:, parquet: and named data sets)."
             )
     if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
         raise UsageError(
