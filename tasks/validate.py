@@ -39,7 +39,7 @@ INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 SMALLEST_FOREGROUND = 0.01
 """Share of pixels; the thinnest digit of MNIST has 0.043."""
 CONSISTENT_SHARE = 0.999
-"""Rows without a contradiction; known public data sets hold a few wrong labels in 10,000."""
+"""Rows without a contradiction; a choice: single wrong labels happen, one in 1,000 is a pattern."""
 WORDLESS = ("digest", "in_train", "labels_seen")
 """Columns of which a value at fault tells nothing that the rows do not."""
 NAMED = 10
