@@ -223,7 +223,7 @@ def accuracy_boxes(scores: pd.DataFrame) -> Figure:
     values = [
         100 * scores.loc[scores["candidate"] == name, "accuracy"].to_numpy() for name in names
     ]
-    figure = _figure(6.6, 1.0 + 0.56 * len(names))
+    figure = _figure(5.8, 1.0 + 0.5 * len(names))
     axes = figure.subplots()
     positions = np.arange(len(names))[::-1]
     axes.boxplot(
@@ -244,7 +244,7 @@ def accuracy_boxes(scores: pd.DataFrame) -> Figure:
         axes.scatter(
             folds, position + spread, s=22, color=VALIDATION, alpha=0.85, linewidths=0, zorder=3
         )
-    axes.set_yticks(positions, [shortened(name, 28) for name in names])
+    axes.set_yticks(positions, [shortened(name, 22) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
