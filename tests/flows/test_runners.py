@@ -1,0 +1,126 @@
+"""Worker processes: one server for all, TensorFlow loaded early, gone when their flow is gone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.runners import make_runner
+from nightfold.errors import UsageError
+from nightfold.experiment import shipped
+
+slow = pytest.mark.slow
+
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+from prefect import flow, task
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL
+from flows.runners import make_runner
+
+@task
+def look(folder, seconds):
+    seen = {"server": PREFECT_API_URL.value(), "tensorflow": "tensorflow" in sys.modules}
+    Path(folder, f"{os.getpid()}.part").write_text(json.dumps(seen))
+    Path(folder, f"{os.getpid()}.part").rename(Path(folder, f"{os.getpid()}.json"))
+    time.sleep(seconds)
+
+@flow
+def scratch(folder, seconds):
+    with make_runner("processes", 2) as runner:
+        for future in [runner.submit(look, {"folder": folder, "seconds": seconds})] * 2:
+            future.result()
+    return FlowRunContext.get().client.api_url
+
+if __name__ == "__main__":
+    print(scratch(sys.argv[1], float(sys.argv[2])))
+"""
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """Starts the flow above, without a server, in a process of its own."""
+    home = tmp_path_factory.mktemp("prefect")
+    script = home / "scratch.py"
+    script.write_text(SCRIPT)
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PYTHONPATH": str(shipped()),
+        "DO_NOT_TRACK": "1",
+    }
+    running = []
+
+    def start(folder, seconds):
+        command = [sys.executable, str(script), str(folder), str(seconds)]
+        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(pid):
+    listing = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in listing.split()]
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@slow
+def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flow, tmp_path):
+    """Left alone, every worker would start a server of its own, which takes longer than a fold."""
+    process = flow(tmp_path, 0)
+    server = process.communicate(timeout=240)[0].strip()
+    assert process.returncode == 0
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert seen
+    for worker in seen:
+        assert worker == {"server": server, "tensorflow": True}
+
+
+@slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_do_not_outlive_a_flow_that_is_interrupted_or_killed(flow, tmp_path, sent):
+    process = flow(tmp_path, 100)
+    wait_until(lambda: list(tmp_path.glob("*.json")), 200)
+    workers = [pid for pid in children(process.pid) if alive(pid)]
+    assert {int(path.stem) for path in tmp_path.glob("*.json")} <= set(workers)
+    process.send_signal(sent)
+    process.wait(timeout=20)
+    working = [int(path.stem) for path in tmp_path.glob("*.json")]
+    wait_until(lambda: not any(map(alive, working)), 2)
+
+
+@pytest.mark.parametrize("name", ["processes", "threads", "sequential"])
+def test_an_address_without_dask_is_refused(name):
+    with pytest.raises(UsageError, match="no effect"), make_runner(name, 2, "tcp://127.0.0.1:1"):
+        pass
+
+
+def test_dask_without_an_address_says_what_to_give():
+    with pytest.raises(UsageError, match="--address"), make_runner("dask", 2):
+        pass
