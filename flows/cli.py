@@ -212,9 +212,9 @@ def predict(
         _predict_folder(images[0], model, artifacts, run_id, as_json)
         return
     from nightfold.bundle import Bundle
+    from nightfold.prediction import classify
     from nightfold.registry import Registry
     from nightfold.store import Store
-    from tasks.predict import classify
 
     bundle = Bundle.load(Registry(Store(artifacts)).resolve(model))
     results = classify(images, bundle)

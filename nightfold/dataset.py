@@ -46,7 +46,8 @@ class Split:
     @cached_property
     def row_digests(self) -> list[str]:
         """Hexadecimal sha256 of each row's pixel bytes."""
-        return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in self.images]
+        images = np.ascontiguousarray(self.images)  # slicing a memory map row by row is slow
+        return [hashlib.sha256(image.data).hexdigest() for image in images]
 
 
 class DatasetHandle(BaseModel):

@@ -44,8 +44,8 @@ class Optimizer(Declared):
             "rmsprop": {"momentum"},
             "adamw": {"beta_1", "beta_2", "weight_decay"},
         }[self.name]
-        given = {"momentum", "nesterov", "beta_1", "beta_2", "weight_decay"} & self.model_fields_set
-        for parameter in sorted(given - takes):
+        optional = {"momentum", "nesterov", "beta_1", "beta_2", "weight_decay"}
+        for parameter in sorted(p for p in optional - takes if getattr(self, p) is not None):
             raise ValueError(f"{parameter} has no effect with {self.name}; leave it out")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
@@ -63,7 +63,8 @@ class Schedule(Declared):
     @model_validator(mode="after")
     def _refuse_parameters_without_effect(self) -> Self:
         takes = {"step": {"factor", "every"}, "one_cycle": {"warm_up"}}.get(self.name, set())
-        for parameter in sorted(({"factor", "every", "warm_up"} & self.model_fields_set) - takes):
+        optional = {"factor", "every", "warm_up"}
+        for parameter in sorted(p for p in optional - takes if getattr(self, p) is not None):
             raise ValueError(f"{parameter} has no effect with {self.name}; leave it out")
         return self
 
@@ -146,7 +147,7 @@ class ValidationChoice(Declared):
     min_rows_per_class: int = Field(2, ge=1, description="in the training split")
     max_imbalance: float = Field(
         1.5,
-        gt=0,
+        ge=1,
         description="warn if a class has this many times more or fewer rows than its share",
     )
     reference_balance: dict[str, float] | None = Field(

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold import backend
 from nightfold.dataset import Dataset
-from nightfold.errors import UsageError
+from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Candidate
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
@@ -162,6 +162,8 @@ def train(
     ------
     ValueError
         If a row is in both sets.
+    NightfoldError
+        If the loss or a weight is no longer a number.
     """
     if np.intersect1d(train_rows, scored_rows).size:
         raise ValueError("rows to score are among the rows to train on")
@@ -172,6 +174,11 @@ def train(
         training.restore(checkpoint)
     while not training.finished:
         training.run_epoch(scored_rows, inner_rows)
+        if training.diverged:
+            raise NightfoldError(
+                f"The training of {candidate.name} diverged in epoch {len(training.history)}: its "
+                "weights are no longer numbers; lower the learning rate."
+            )
         if checkpoint is not None:
             training.save(checkpoint)
         if on_epoch is not None:
@@ -236,6 +243,12 @@ class _Training:
         if stopping is None or not self.inner_losses:
             return False
         return len(self.inner_losses) - 1 - self._best_epoch() >= stopping.patience
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss or a weight is not finite; a ReLU can hide the one from the other."""
+        numbers = [np.array(self.history[-1].train_loss), *self.model.get_weights()]
+        return not all(np.isfinite(array).all() for array in numbers)
 
     def run_epoch(self, scored_rows: NDArray[np.int64], inner_rows: NDArray[np.int64]) -> None:
         """Train one epoch and evaluate it."""

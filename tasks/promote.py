@@ -46,7 +46,7 @@ def decide(bundle: BundleHandle, registry: Registry) -> PromotionFacts:
         try:
             champion = registry.champion()
         except BundleRefused as refused:
-            return PromotionFacts(promoted=False, reason=f"Not promoted: {refused}", champion=None)
+            return PromotionFacts(promoted=False, reason=str(refused), champion=None)
         current = champion.version if champion else None
         if champion and champion.version == bundle.version:
             return PromotionFacts(promoted=True, reason=champion.reason, champion=current)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from nightfold import backend
+from nightfold.errors import NightfoldError
 from nightfold.experiment import Candidate, EarlyStopping, Optimizer, Schedule
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler, pixel_histogram
@@ -70,9 +71,7 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("architecture", ["batch_norm", "adam_dropout"])
-def test_interrupted_training_continues_with_the_same_numbers(
-    small_mnist, tmp_path, architecture
-):
+def test_interrupted_training_continues_with_the_same_numbers(small_mnist, tmp_path, architecture):
     recipe = candidate(
         architecture,
         epochs=3,
@@ -153,6 +152,13 @@ def test_early_stopping_ends_and_keeps_the_best_epoch(small_mnist):
         early_stopping=EarlyStopping(patience=2),
     )
     assert len(run(small_mnist, hopeless).history) < 20
+
+
+def test_a_diverged_training_says_so_and_keeps_no_checkpoint(small_mnist, tmp_path):
+    overflowing = Scaler(name="none", scale=float("nan"))
+    with pytest.raises(NightfoldError, match=r"baseline diverged in epoch \d.*learning rate"):
+        run(small_mnist, candidate(), scaler=overflowing, checkpoint=tmp_path / "c.npz")
+    assert not (tmp_path / "c.npz").exists()
 
 
 def test_it_learns_real_digits(small_mnist):

@@ -23,9 +23,7 @@ PARAMETERS = {
 
 
 def build(name, dataset):
-    return build_model(
-        Candidate(name="c", architecture=name), Scaler(name="none"), dataset, seed=1
-    )
+    return build_model(Candidate(name="c", architecture=name), Scaler(name="none"), dataset, seed=1)
 
 
 def test_every_registered_architecture_is_documented_and_counted():
