@@ -39,7 +39,8 @@ def page() -> str:
         "schema version and run. Scores are fractions in tables and percent in reports.\n",
     ]
     for name, (schema, meaning) in TABLES.items():
-        parts += [f"## {name}.parquet\n", f"{meaning}\n", "| column | type | meaning |\n|---|---|---|"]
+        parts += [f"## {name}.parquet\n", f"{meaning}\n"]
+        parts += ["| column | type | meaning |", "|---|---|---|"]
         parts += [_row(field) for field in schema]
         parts.append("")
     return "\n".join(parts)

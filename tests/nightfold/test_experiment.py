@@ -18,10 +18,13 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("path", sorted(shipped("experiments").glob("*.toml")), ids=lambda p: p.stem)
-def test_every_shipped_experiment_loads_and_says_what_it_is(path):
-    experiment = load_experiment(path.stem)
-    assert experiment.name == path.stem
+SHIPPED = sorted(path.stem for path in shipped("experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_experiment_loads_and_says_what_it_is(name):
+    experiment = load_experiment(name)
+    assert experiment.name == name
     assert experiment.description
 
 
