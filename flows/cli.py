@@ -211,6 +211,9 @@ def predict(
             raise UsageError("Give image files or one folder of them, not both.")
         _predict_folder(images[0], model, artifacts, run_id, as_json)
         return
+    for path in images:
+        if not path.exists():
+            raise UsageError(f"There is no image {path}: check the path.")
     from nightfold.bundle import Bundle
     from nightfold.prediction import classify
     from nightfold.registry import Registry

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from prefect.context import FlowRunContext
@@ -64,25 +65,31 @@ def make_runner(
             raise
 
 
-def start_worker(parent: int) -> None:
+def start_worker(flow: int, server: int | None) -> None:
     """Prepare a worker process: leave interrupts to the flow, and die with it.
 
     Parameters
     ----------
-    parent : int
+    flow : int
         Process id of the flow.
+    server : int or None
+        Process id of the server that the flow has started for itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_die_with, args=(flow, server), daemon=True).start()
 
 
-def _die_with(parent: int) -> None:
-    """Exit once the flow's process is gone.
+def _die_with(flow: int, server: int | None) -> None:
+    """Exit once the flow's process is gone, and end its server.
 
-    Workers that outlive a killed flow would keep its run in the state Running and its cores busy.
+    Workers that outlive a killed flow would keep its run in the state Running and its cores busy;
+    its server would stay for ever.
     """
-    while os.getppid() == parent:
+    while os.getppid() == flow:
         time.sleep(0.5)
+    if server is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGTERM)
     os._exit(1)
 
 
@@ -106,6 +113,13 @@ def _api_shared() -> Iterator[None]:
         yield
 
 
+def _own_server() -> int | None:
+    """Process id of the server that this process has started, if it has."""
+    server = sys.modules.get("prefect.server.api.server")
+    process = server and server.SubprocessASGIServer().server_process
+    return process.pid if process else None
+
+
 def _choose(name: Runner, workers: int, address: str | None) -> TaskRunner[Any]:
     if name == "dask":
         return _dask(address)
@@ -113,7 +127,7 @@ def _choose(name: Runner, workers: int, address: str | None) -> TaskRunner[Any]:
         raise UsageError(f"--address has no effect with --runner {name}; it belongs to dask.")
     if name == "processes":
         return ProcessPoolTaskRunner(
-            max_workers=workers, initializer=start_worker, initargs=(os.getpid(),)
+            max_workers=workers, initializer=start_worker, initargs=(os.getpid(), _own_server())
         )
     return ThreadPoolTaskRunner(max_workers=1 if name == "sequential" else workers)  # type: ignore[return-value]
 

@@ -66,7 +66,8 @@ def test_every_command_explains_itself_with_an_example(command):
         (["ingest", "mnist", "--size", "huge"], ["--size", "32x32"]),
         (["report", "no-such-run"], ["no-such-run"]),
         (["models", "rollback"], ["nightfold"]),
-        (["predict", "x.png", "--model", "v9"], ["v9"]),
+        (["predict", "no-such.png"], ["no-such.png"]),
+        (["predict", "README.md", "--model", "v9"], ["v9"]),
     ],
     ids=lambda value: "-".join(map(str, value))[:40],
 )
