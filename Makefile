@@ -26,7 +26,7 @@ test: setup ## lint, types, import contract and all tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --cov
 
 fast: setup ## the tests that need no training and no server
 	$(BIN)/pytest -m "not slow" --no-cov
