@@ -11,7 +11,7 @@ help: ## list the targets
 setup: $(VENV)/.ready ## virtual environment in .venv, locked dependencies, byte code compiled
 
 $(VENV)/.ready: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Nightfold needs Python 3.11, 3.12 or 3.13; this is %d.%d. Choose another with: make PYTHON=python3.12 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("Nightfold needs Python 3.11, 3.12 or 3.13; this is %d.%d. Choose another with: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

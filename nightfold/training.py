@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -225,10 +226,7 @@ class _Training:
             self.candidate.epochs,
             self.steps,
         )
-        # An aligned read-only array becomes a tensor without a copy: all folds on the machine
-        # read the same pages of the same file.
-        self.images = tf.constant(self.dataset.train.images)
-        self.labels = tf.constant(self.dataset.train.labels.astype(np.int32))
+        self.images, self.labels = _tensors(self.dataset.path)
         self.epoch_graph = _epoch_graph(
             self.model, self.optimizer, self.images, self.labels, self.candidate.batch_size
         )
@@ -348,6 +346,18 @@ class _Training:
             if loss < best_loss - stopping.min_delta:
                 best, best_loss = position, loss
         return best
+
+
+@lru_cache(maxsize=1)
+def _tensors(snapshot: Path) -> tuple[Any, Any]:
+    """Raw pixels and labels of the training split, once a process: all its folds gather from them.
+
+    Graphs that TensorFlow keeps for ever would each keep a copy otherwise.
+    """
+    import tensorflow as tf
+
+    split = Dataset.open(snapshot).train
+    return tf.constant(split.images), tf.constant(split.labels.astype(np.int32))
 
 
 def _epoch_graph(model: Any, optimizer: Any, images: Any, labels: Any, batch_size: int) -> Any:

@@ -25,9 +25,7 @@ def job(small_mnist, tmp_path):
             optimizer=Optimizer(learning_rate=0.1),
         ),
         dataset=small_mnist.handle,
-        plan=PlanHandle(
-            path=str(path), digest=plan.digest, folds=3, repeats=1, n_rows=plan.n_rows
-        ),
+        plan=PlanHandle(path=str(path), digest=plan.digest, folds=3, repeats=1, n_rows=plan.n_rows),
         scaler=Scaler.fit("normalize", pixel_histogram(small_mnist.train.images, rows)),
         repeat=1,
         fold=1,

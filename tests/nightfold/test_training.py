@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from nightfold import backend
+from nightfold.dataset import Dataset, Split
 from nightfold.errors import NightfoldError
 from nightfold.experiment import Candidate, EarlyStopping, Optimizer, Schedule
 from nightfold.optimization import learning_rates, make_optimizer
@@ -106,17 +107,21 @@ def test_a_torn_checkpoint_is_as_good_as_none(small_mnist, tmp_path):
     assert (resumed.probabilities == run(small_mnist, candidate()).probabilities).all()
 
 
-def test_labels_of_scored_rows_never_reach_the_weights(small_mnist):
+def test_labels_of_scored_rows_never_reach_the_weights(small_mnist, tmp_path):
     """The leak of an older tutorial, one model across folds, would fail here."""
-    from dataclasses import replace
-
-    from nightfold.dataset import Split
-
     labels = small_mnist.train.labels.copy()
     labels[SCORED] = (labels[SCORED] + 1) % 10
-    poisoned = replace(small_mnist, train=Split(small_mnist.train.images, labels))
+    poisoned = Dataset.write(
+        tmp_path,
+        name="poisoned",
+        origin="test",
+        class_names=small_mnist.class_names,
+        train=Split(small_mnist.train.images, labels),
+        test=small_mnist.test,
+    )
     recipe = candidate(early_stopping=EarlyStopping(patience=1), epochs=3)
     honest, other = run(small_mnist, recipe), run(poisoned, recipe)
+    assert honest.history[0].validation_loss != other.history[0].validation_loss
     for a, b in zip(honest.model.get_weights(), other.model.get_weights(), strict=True):
         assert (a == b).all()
 
