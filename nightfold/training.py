@@ -214,7 +214,6 @@ class _Training:
     best_weights: list[NDArray[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        import tensorflow as tf
 
         self.model = build_model(self.candidate, self.scaler, self.dataset, self.seed)
         self.optimizer = make_optimizer(self.candidate.optimizer)
