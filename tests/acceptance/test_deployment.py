@@ -175,3 +175,31 @@ def test_the_ui_shows_report_scores_and_validation(on_demand):
     assert "baseline" in found["report"].data
     assert found["scores"].type == "table"
     assert "baseline" in json.dumps(json.loads(found["scores"].data))
+
+
+def processes_of(run):
+    """Ids of the processes that were started for a flow run; the worker marks them."""
+    mark = f"PREFECT__FLOW_RUN_ID={run.id}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@slow
+def test_a_cancelled_run_ends_soon_and_leaves_no_process(on_demand, deployed, tmp_path):
+    settings = {"epochs": 50, "candidates": ["deep"], "workers": 2, "artifacts": str(tmp_path)}
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(
+            read_deployment("retrain/on-demand").id, parameters={"settings": settings}
+        )
+        deployed.wait_until(lambda: [*tmp_path.glob("folds/*/checkpoint.npz")], "an epoch", 200)
+        assert processes_of(run)
+        deployed.prefect("flow-run", "cancel", str(run.id))
+        deployed.wait_until(lambda: client.read_flow_run(run.id).state.is_final(), "the end", 60)
+        assert client.read_flow_run(run.id).state_name == "Cancelled"
+    deployed.wait_until(lambda: not processes_of(run), "the end of its processes", 30)
