@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,14 +85,13 @@ ARTIFACTS = Path("artifacts")
 
 def main() -> None:
     """Run the command; a user's mistake ends in one sentence and its exit code."""
+    # Prefect ends its server only if the process ends in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except NightfoldError as error:
         _tell(f"nightfold: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _tell("nightfold: interrupted; the same command continues behind the last finished epoch.")
-        sys.exit(130)
 
 
 @app.command(epilog="Example: `nightfold ingest folder:photos --size 32x32 --name photos`")
@@ -377,7 +377,11 @@ def _run(name: str, settings: Settings) -> Summary:
             from flows.retrain import retrain as flow
         else:
             from flows.evaluate import evaluate as flow
-        state = flow(settings, return_state=True)
+        try:
+            state = flow(settings, return_state=True)
+        except KeyboardInterrupt:
+            _tell("nightfold: interrupted; the same command goes on behind the last epoch.")
+            sys.exit(130)
     return _result(state)  # type: ignore[no-any-return]
 
 
@@ -402,6 +406,26 @@ def _prepare_prefect() -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
+    _start_server()
+
+
+def _start_server() -> None:
+    """Start Prefect's server for the time of the run, unless the user has one.
+
+    Ctrl-C reaches every process of the terminal, but this one must stay to hear how the run ended,
+    or Prefect waits for it for minutes: a blocked signal stays blocked in the processes one starts.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _predict_folder(

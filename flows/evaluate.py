@@ -6,9 +6,8 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
 
-from flows.night import Run, cross_validate, publish
+from flows.night import Run, cross_validate, publish, refuse
 from flows.runners import make_runner
 from flows.settings import DEFAULTS, Settings
 from nightfold.errors import NightfoldError
@@ -34,4 +33,4 @@ def evaluate(settings: Settings = DEFAULTS) -> Summary | State[Any]:
             scored = cross_validate(run, runner)
         return publish(run, scored)
     except NightfoldError as error:
-        return Failed(message=str(error), data=error)
+        return refuse(error)

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect import runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRunPolicy, State
+from prefect.states import Failed
 from prefect.task_runners import TaskRunner
 
 from flows.settings import Settings
 from nightfold import __version__
 from nightfold.dataset import DatasetHandle
+from nightfold.errors import NightfoldError
 from nightfold.experiment import Experiment
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
@@ -198,3 +202,13 @@ def publish(
     }
     write_json(run.store.latest, latest)
     return summary
+
+
+def refuse(error: NightfoldError) -> State[Any]:
+    """The final state of a run that waits for the user: failed, and not tried again.
+
+    Prefect retries a flow whatever made it fail, so what was promised to this run is taken back.
+    """
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(runtime.flow_run.id, empirical_policy=FlowRunPolicy(retries=0))
+    return Failed(message=str(error), data=error)

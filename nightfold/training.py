@@ -9,13 +9,15 @@ nothing of folds: `nightfold.foldresult` says which rows are whose.
 
 from __future__ import annotations
 
+import random
+import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ ENGINE = 1
 """Part of every result's key: raise it when the same candidate would give other numbers."""
 
 EVALUATION_BATCH = 1000
-_BUILDING = Lock()  # Keras draws initial weights from a random state that all threads share
+_BUILDING = threading.Lock()  # Keras draws initial weights from a state that all threads share
 
 
 class Epoch(BaseModel):
@@ -76,6 +78,25 @@ class Trained:
     loss: float | None
 
 
+@contextmanager
+def _own_random(seed: int) -> Iterator[None]:
+    """Give this thread draws of its own from `random.randint`.
+
+    Keras takes the seeds of initial weights and dropout from there, and whatever else runs in the
+    process (Dask, Prefect, the jitter of a retry) draws from the same state at any moment.
+    """
+    ours, everybodys, us = random.Random(seed), random.randint, threading.get_ident()
+
+    def randint(a: int, b: int) -> int:
+        return (ours.randint if threading.get_ident() == us else everybodys)(a, b)
+
+    random.randint = randint
+    try:
+        yield
+    finally:
+        random.randint = everybodys
+
+
 def build_model(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: int) -> Any:
     """A fresh model with its own initial weights, scaling inside.
 
@@ -102,7 +123,7 @@ def build_model(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: in
     import keras
 
     build = find(candidate.architecture)
-    with _BUILDING:
+    with _BUILDING, _own_random(seed):
         keras.utils.set_random_seed(seed)
         inputs = keras.Input(dataset.image_shape, dtype="uint8", name="image")
         x = inputs

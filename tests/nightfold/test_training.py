@@ -1,5 +1,8 @@
 """The training loop: what Keras would compute, resumable, deterministic, blind to scored rows."""
 
+import random
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -148,6 +151,25 @@ def test_every_training_starts_from_its_own_fresh_weights(small_mnist):
     assert any(
         (a != b).any() for a, b in zip(fresh.get_weights(), trained.get_weights(), strict=True)
     )
+
+
+def test_initial_weights_do_not_depend_on_what_else_draws_random_numbers(small_mnist):
+    scaler, stop = scaler_for(small_mnist, TRAIN), threading.Event()
+    alone = build_model(candidate("deep"), scaler, small_mnist, seed=3).get_weights()
+
+    def draw():
+        while not stop.is_set():
+            random.random()
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        beside = build_model(candidate("deep"), scaler, small_mnist, seed=3).get_weights()
+    finally:
+        stop.set()
+        other.join()
+    for a, b in zip(alone, beside, strict=True):
+        assert (a == b).all()
 
 
 def test_early_stopping_ends_and_keeps_the_best_epoch(small_mnist):
