@@ -1,7 +1,8 @@
-"""Real MNIST rows for every test. Whatever starts Prefect belongs elsewhere."""
+"""Real MNIST rows for every test, and one Prefect server for all that run a flow."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,12 @@ def small_idx(small_mnist: Dataset, tmp_path: Path) -> Path:
                 header + array.astype("uint8").tobytes()
             )
     return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A server with a fresh database; Prefect's clients hold on to the first they have met."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

@@ -14,7 +14,6 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.evaluate import evaluate
 from flows.retrain import retrain
@@ -26,13 +25,7 @@ from nightfold.experiment import shipped
 from nightfold.registry import Registry
 from nightfold.store import TEMPORARY, Store
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 def settings(artifacts, **changes):
@@ -48,7 +41,7 @@ def settings(artifacts, **changes):
 
 
 @pytest.fixture(scope="module")
-def night(server, tmp_path_factory):
+def night(prefect_server, tmp_path_factory):
     """One night with worker processes: its artifacts folder, summary and final state."""
     artifacts = tmp_path_factory.mktemp("night")
     state = retrain(settings(artifacts, runner="processes", workers=2), return_state=True)
@@ -232,7 +225,7 @@ LONG = {"limit": 4000, "epochs": 4, "candidates": ["deep"]}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server, tmp_path_factory):
+def undisturbed(prefect_server, tmp_path_factory):
     summary = evaluate(settings(tmp_path_factory.mktemp("calm") / "a", **LONG))
     return [(c.accuracy_mean, c.log_loss_mean) for c in summary.candidates]
 

@@ -119,26 +119,24 @@ def test_a_folder_without_images_is_refused(tmp_path):
         images_below(tmp_path)
 
 
-def test_prefect_shows_the_counts_and_refusals_fail(folder, store, tmp_path):
+def test_prefect_shows_the_counts_and_refusals_fail(folder, store, tmp_path, prefect_server):
     from prefect import flow
     from prefect.artifacts import Artifact
-    from prefect.testing.utilities import prefect_test_harness
 
     @flow
     def call(**arguments):
         return predict(**arguments)
 
     arguments = {"folder": str(folder), "artifacts": str(store.root), "run_id": "run-7"}
-    with prefect_test_harness(server_startup_timeout=120):
-        done = call(**arguments, model="champion", run_folder=str(tmp_path / "run"))
-        artifact = Artifact.get("predictions")
-        with pytest.raises(UsageError, match="night-1"):
-            call(**arguments, model="night-2", run_folder=str(tmp_path / "run"))
-        altered = tmp_path / "altered"
-        altered.mkdir()
-        (altered / "manifest.json").write_text("{}")
-        with pytest.raises(BundleRefused):
-            call(**arguments, model=str(altered), run_folder=str(tmp_path / "run"))
+    done = call(**arguments, model="champion", run_folder=str(tmp_path / "run"))
+    artifact = Artifact.get("predictions")
+    with pytest.raises(UsageError, match="night-1"):
+        call(**arguments, model="night-2", run_folder=str(tmp_path / "run"))
+    altered = tmp_path / "altered"
+    altered.mkdir()
+    (altered / "manifest.json").write_text("{}")
+    with pytest.raises(BundleRefused):
+        call(**arguments, model=str(altered), run_folder=str(tmp_path / "run"))
     assert Path(done.path) == tmp_path / "run" / "classified.parquet"
     assert artifact is not None
     assert '"(unreadable)", "images": 2' in artifact.data

@@ -593,11 +593,10 @@ def test_durations_read_well() -> None:
 
 @pytest.mark.slow
 def test_prefect_shows_the_summary_and_the_scores(
-    splits: tuple[Split, Split], tmp_path: Path
+    splits: tuple[Split, Split], tmp_path: Path, prefect_server: None
 ) -> None:
     from prefect import flow
     from prefect.artifacts import Artifact
-    from prefect.testing.utilities import prefect_test_harness
 
     folder = RunBuilder(tmp_path, splits, folds=2, epochs=1).write()
 
@@ -605,9 +604,8 @@ def test_prefect_shows_the_summary_and_the_scores(
     def night() -> ReportHandle:
         return report(str(folder))
 
-    with prefect_test_harness(server_startup_timeout=120):
-        handle = night()
-        shown = {key: Artifact.get(key) for key in ("report", "scores")}
+    handle = night()
+    shown = {key: Artifact.get(key) for key in ("report", "scores")}
     assert Path(handle.path) == folder / "report.html"
     assert handle.digest == sha256_file(folder / "report.html")
     assert shown["report"].data.startswith(f"# {headline(Summary.read(folder))}")
