@@ -6,34 +6,62 @@ threads changes the order of sums, so scores are only reproducible with a fixed 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from nightfold.errors import NightfoldError
 
 
 def start() -> None:
-    """Import TensorFlow and Keras; later calls do nothing.
+    """Import TensorFlow and Keras and give them one thread; later calls do nothing.
 
     TensorFlow greets on the standard error of the process, below Python's reach and in spite of
     its log level; that stream is closed for the moment of the import, so that progress and errors
-    are all a user sees there.
+    are all a user sees there. A process that has computed before keeps its threads.
     """
-    if "tensorflow" in sys.modules:
-        return
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _silent_stderr():
-        import tensorflow as tf
+    if "tensorflow" not in sys.modules:
+        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        with _silent_stderr():
+            importlib.import_module("tensorflow")
+    import tensorflow as tf
 
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-            tf.config.list_physical_devices()
-        except RuntimeError:
-            pass  # the process has computed before us and keeps its threads
+    if threads() == 1:
+        return
+    with suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.list_logical_devices()
     # Every fold traces graphs of its own, which TensorFlow takes for a mistake and warns of.
     tf.get_logger().setLevel("ERROR")
+
+
+def threads() -> int:
+    """Number of threads TensorFlow computes with in this process; 0 for one a core."""
+    from tensorflow.config import threading
+
+    within = threading.get_intra_op_parallelism_threads()
+    between = threading.get_inter_op_parallelism_threads()
+    return max(within, between) if within and between else 0
+
+
+def require_one_thread() -> None:
+    """Refuse to train where the same training would give other numbers, in the last digits.
+
+    Raises
+    ------
+    NightfoldError
+        If TensorFlow was used in this process before `start` and keeps several threads.
+    """
+    if threads() != 1:
+        raise NightfoldError(
+            "TensorFlow has already computed in this process with several threads, which changes "
+            "scores in their last digits; call nightfold.backend.start() before anything else "
+            "uses TensorFlow, or train in worker processes."
+        )
 
 
 @contextmanager

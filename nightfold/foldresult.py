@@ -74,16 +74,6 @@ class FoldHandle(BaseModel):
     accuracy: float
     train_seconds: float
 
-    @property
-    def intact(self) -> bool:
-        """Whether the files are what the handle says."""
-        folder = Path(self.path)
-        try:
-            whole = sha256_file(folder / "result.json") == self.digest
-        except OSError:
-            return False
-        return whole and FoldResult.read(folder) is not None
-
     def open(self) -> FoldResult:
         """The result behind the handle.
 

@@ -185,11 +185,12 @@ def train(
     ValueError
         If a row is in both sets.
     NightfoldError
-        If the loss or a weight is no longer a number.
+        If the loss or a weight is no longer a number, or TensorFlow keeps several threads.
     """
     if np.intersect1d(train_rows, scored_rows).size:
         raise ValueError("rows to score are among the rows to train on")
     backend.start()
+    backend.require_one_thread()
     inner_rows, learning_rows = _set_aside(candidate, train_rows, seed)
     training = _Training(candidate, dataset, scaler, learning_rows, seed)
     if checkpoint is not None:

@@ -86,7 +86,6 @@ class TestRun:
             content = bytearray(path.read_bytes())
             content[-3] ^= 1
             path.write_bytes(content)
-        assert not before.intact
         assert job.done() is None
         assert job.run().accuracy == before.accuracy
 
