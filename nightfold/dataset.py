@@ -200,6 +200,17 @@ class Dataset:
             test=arrays[1],
         )
 
+    def training_pixels(self) -> NDArray[np.uint8]:
+        """The training images as a copy-on-write map of the snapshot's file.
+
+        It shares the page cache with every other process, and libraries that take no read-only
+        memory take it; what is written to it stays in this process.
+        """
+        pixels: NDArray[np.uint8] = np.load(
+            self.path / "train_images.npy", mmap_mode="c", allow_pickle=False
+        )
+        return pixels
+
     @property
     def handle(self) -> DatasetHandle:
         """Path and digest, for another task to open."""

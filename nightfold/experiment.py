@@ -77,6 +77,22 @@ class EarlyStopping(Declared):
     min_delta: float = Field(0.0, ge=0, description="smallest fall of the loss that counts, nats")
 
 
+class Augmentation(Declared):
+    """Random moves of every training image, drawn anew each epoch, about its centre."""
+
+    rotation: float = Field(0.0, ge=0, le=180, description="largest turn to either side, degrees")
+    shift: float = Field(
+        0.0, ge=0, lt=1, description="largest move along an axis, part of its side"
+    )
+    zoom: float = Field(0.0, ge=0, lt=1, description="largest change of size, 0.1 for 90 to 110 %")
+
+    @model_validator(mode="after")
+    def _refuse_to_do_nothing(self) -> Self:
+        if not (self.rotation or self.shift or self.zoom):
+            raise ValueError("it moves nothing; give rotation, shift or zoom, or leave it out")
+        return self
+
+
 class Candidate(Declared):
     """A recipe: everything that decides what a model becomes when it meets training rows."""
 
@@ -88,6 +104,26 @@ class Candidate(Declared):
     epochs: int = Field(10, ge=1, le=10_000)
     batch_size: int = Field(32, ge=1, le=65_536)
     early_stopping: EarlyStopping | None = None
+    augmentation: Augmentation | None = None
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="part of each label spread evenly over all classes"
+    )
+    average_epochs: int | None = Field(
+        None, ge=2, description="keep the mean of the weights after each of the last so many epochs"
+    )
+    ensemble: int = Field(
+        1, ge=1, le=100, description="networks from different seeds, their probabilities averaged"
+    )
+
+    @model_validator(mode="after")
+    def _refuse_averages_that_cannot_be(self) -> Self:
+        if self.average_epochs is None:
+            return self
+        if self.early_stopping is not None:
+            raise ValueError("average_epochs has no effect with early_stopping; leave one out")
+        if self.average_epochs > self.epochs:
+            raise ValueError(f"average_epochs is more than the {self.epochs} epochs there are")
+        return self
 
     @field_validator("scaling")
     @classmethod
@@ -112,8 +148,17 @@ class Candidate(Declared):
 
     @property
     def digest(self) -> str:
-        """sha256 over everything but the name."""
-        return sha256_json(self.model_dump(mode="json", exclude={"name"}))
+        """sha256 over everything but the name.
+
+        Fields at their default are left out, so that a field that later versions add leaves the
+        digests of earlier nights as they are; in return a default must never change.
+        """
+        return sha256_json(self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True))
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all networks of the ensemble together, at most."""
+        return self.epochs * self.ensemble
 
 
 class DatasetChoice(Declared):

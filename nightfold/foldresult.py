@@ -188,7 +188,7 @@ class FoldJob(BaseModel):
         FoldHandle
             Of a result that is completely written.
         """
-        from nightfold.training import train
+        from nightfold.training import checkpoint_of, train
 
         if (handle := self.done()) is not None:
             return handle
@@ -217,11 +217,13 @@ class FoldJob(BaseModel):
             history=trained.history,
             parameters=sum(int(np.prod(v.shape)) for v in trained.model.trainable_variables),
             n_train=len(train_rows),
+            networks=self.candidate.ensemble,
             seed=self.fold_seed,
             started_at=started_at,
         )
         self._write(scores, trained.history, trained.probabilities)
-        checkpoint.unlink(missing_ok=True)
+        for network in range(self.candidate.ensemble):
+            checkpoint_of(checkpoint, network).unlink(missing_ok=True)
         handle = self.done()
         assert handle is not None
         return handle
@@ -289,6 +291,7 @@ def _score(
     history: list[Epoch],
     parameters: int,
     n_train: int,
+    networks: int,
     seed: int,
     started_at: datetime,
 ) -> Scores:
@@ -307,7 +310,7 @@ def _score(
         macro_f1=statistics.macro_f1(labels, probabilities.argmax(axis=1)),
         epochs=len(history),
         train_seconds=seconds,
-        images_per_second=n_train * len(history) / seconds,
+        images_per_second=n_train * len(history) * networks / seconds,
         peak_rss_bytes=_peak_rss_bytes(),
         parameters=parameters,
         started_at=started_at,

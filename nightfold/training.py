@@ -1,22 +1,17 @@
 """The training loop: one model, its rows, its epochs; deterministic and resumable.
 
-An epoch is one graph call over an order of rows that is computed here, not by a data pipeline: the
-pixels stay uint8 where they are mapped, and each step gathers its batch, so folds share one copy
-and need no copy of their own. After every epoch the whole state goes to a checkpoint; a killed
-training continues behind its last finished epoch with the same numbers. This module knows
-nothing of folds: `nightfold.foldresult` says which rows are whose.
+An epoch is one call of `nightfold.graphs` over an order of rows that is computed here. After every
+epoch the whole state goes to a checkpoint; a killed training continues behind its last finished
+epoch with the same numbers. This module knows nothing of folds: `nightfold.foldresult` says which
+rows are whose.
 """
 
 from __future__ import annotations
 
-import random
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +21,23 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold import backend
 from nightfold.dataset import Dataset
-from nightfold.errors import NightfoldError, UsageError
+from nightfold.errors import NightfoldError
 from nightfold.experiment import Candidate
+from nightfold.fitting import fit_epoch, needs_fit
+from nightfold.graphs import (
+    EVALUATION_BATCH,
+    ROWS_PER_CALL,
+    epoch_graph,
+    evaluation_graph,
+    rows_of,
+)
+from nightfold.model import averaged, build_model
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
-from nightfold.zoo import find
 
-ENGINE = 1
+ENGINE = 2
 """Part of every result's key: raise it when the same candidate would give other numbers."""
-
-EVALUATION_BATCH = 1000
-_BUILDING = threading.Lock()  # Keras draws initial weights from a state that all threads share
 
 
 class Epoch(BaseModel):
@@ -78,75 +78,6 @@ class Trained:
     loss: float | None
 
 
-@contextmanager
-def _own_random(seed: int) -> Iterator[None]:
-    """Give this thread draws of its own from `random.randint`.
-
-    Keras takes the seeds of initial weights and dropout from there, and whatever else runs in the
-    process (Dask, Prefect, the jitter of a retry) draws from the same state at any moment.
-    """
-    ours, everybodys, us = random.Random(seed), random.randint, threading.get_ident()
-
-    def randint(a: int, b: int) -> int:
-        return (ours.randint if threading.get_ident() == us else everybodys)(a, b)
-
-    random.randint = randint
-    try:
-        yield
-    finally:
-        random.randint = everybodys
-
-
-def build_model(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: int) -> Any:
-    """A fresh model with its own initial weights, scaling inside.
-
-    Parameters
-    ----------
-    candidate : Candidate
-    scaler : Scaler
-        Fitted on the rows that the model will be trained on.
-    dataset : Dataset
-        Gives image shape and number of classes.
-    seed : int
-        Of the initial weights and of dropout.
-
-    Returns
-    -------
-    keras.Model
-        uint8 (n, height, width, channels) in, float32 probabilities (n, n_classes) out.
-
-    Raises
-    ------
-    UsageError
-        If the architecture does not fit the images or does not give one probability a class.
-    """
-    import keras
-
-    build = find(candidate.architecture)
-    with _BUILDING, _own_random(seed):
-        keras.utils.set_random_seed(seed)
-        inputs = keras.Input(dataset.image_shape, dtype="uint8", name="image")
-        x = inputs
-        for layer in scaler.layers():
-            x = layer(x)
-        try:
-            outputs = build(x, dataset.n_classes)
-        except (ValueError, TypeError) as error:
-            shape = "x".join(map(str, dataset.image_shape))
-            first_line = str(error).strip().splitlines()[0]
-            raise UsageError(
-                f"The architecture {candidate.architecture!r} cannot be built for images of "
-                f"{shape}: {first_line}"
-            ) from error
-        if tuple(getattr(outputs, "shape", ())) != (None, dataset.n_classes):
-            raise UsageError(
-                f"The architecture {candidate.architecture!r} returns shape "
-                f"{getattr(outputs, 'shape', None)}; it must return (None, {dataset.n_classes}), "
-                "one probability a class."
-            )
-        return keras.Model(inputs, outputs, name=candidate.name.replace(".", "_"))
-
-
 def train(
     candidate: Candidate,
     dataset: Dataset,
@@ -163,18 +94,21 @@ def train(
     Parameters
     ----------
     candidate : Candidate
+        With an ensemble, its networks are trained one after the other.
     dataset : Dataset
     train_rows, scored_rows : ndarray of int64
         Positions in the training split; they must not overlap. `scored_rows` may be empty.
     scaler : Scaler
         Fitted on `train_rows`.
     seed : int
-        Of initial weights, dropout and the order of rows.
+        Of initial weights, dropout, augmentation and the order of rows.
     checkpoint : Path, optional
-        Where the state goes after each epoch, and comes from if it is there.
+        Where the state goes after each epoch, and comes from if it is there; the later networks
+        of an ensemble put their number behind the file's name.
     on_epoch : callable, optional
-        Called with each finished epoch, after its checkpoint is safe. An exception it raises
-        leaves the checkpoint as it is; the next call continues behind it.
+        Called with each finished epoch, after its checkpoint is safe; epochs of an ensemble are
+        counted through. An exception it raises leaves the checkpoint as it is; the next call
+        continues behind it.
 
     Returns
     -------
@@ -191,6 +125,51 @@ def train(
         raise ValueError("rows to score are among the rows to train on")
     backend.start()
     backend.require_one_thread()
+    members = []
+    for member in range(candidate.ensemble):
+        before = member * candidate.epochs
+        members.append(
+            _train_one(
+                candidate,
+                dataset,
+                train_rows,
+                scored_rows,
+                scaler=scaler,
+                seed=_member_seed(seed, member),
+                checkpoint=checkpoint and checkpoint_of(checkpoint, member),
+                on_epoch=on_epoch and _counted_on(on_epoch, before),
+            )
+        )
+    return members[0] if len(members) == 1 else _together(members, candidate, dataset, scored_rows)
+
+
+def checkpoint_of(path: Path, member: int) -> Path:
+    """Where network `member`, from 0, of an ensemble has its checkpoint."""
+    return path if member == 0 else path.with_stem(f"{path.stem}-{member + 1}")
+
+
+def _member_seed(seed: int, member: int) -> int:
+    """Seed of one network; the first has the fold's own, as if it were alone."""
+    if member == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, member]).generate_state(1)[0] >> 1)
+
+
+def _counted_on(on_epoch: Callable[[Epoch], None], before: int) -> Callable[[Epoch], None]:
+    return lambda epoch: on_epoch(epoch.model_copy(update={"epoch": before + epoch.epoch}))
+
+
+def _train_one(
+    candidate: Candidate,
+    dataset: Dataset,
+    train_rows: NDArray[np.int64],
+    scored_rows: NDArray[np.int64],
+    *,
+    scaler: Scaler,
+    seed: int,
+    checkpoint: Path | None,
+    on_epoch: Callable[[Epoch], None] | None,
+) -> Trained:
     inner_rows, learning_rows = _set_aside(candidate, train_rows, seed)
     training = _Training(candidate, dataset, scaler, learning_rows, seed)
     if checkpoint is not None:
@@ -206,9 +185,46 @@ def train(
             training.save(checkpoint)
         if on_epoch is not None:
             on_epoch(training.history[-1])
-    training.use_best()
-    probabilities, loss, _ = training.evaluate(scored_rows)
+    probabilities, loss = training.score(scored_rows)
     return Trained(training.model, training.history, probabilities, loss)
+
+
+def _together(
+    members: list[Trained],
+    candidate: Candidate,
+    dataset: Dataset,
+    scored_rows: NDArray[np.int64],
+) -> Trained:
+    """An ensemble: mean of the probabilities; its history is the mean of its networks' histories.
+
+    The history's seconds are those of all networks; with early stopping it ends where the first
+    network has stopped.
+    """
+
+    def mean(values: list[float | None]) -> float | None:
+        numbers = [value for value in values if value is not None]
+        return sum(numbers) / len(numbers) if numbers else None
+
+    history = []
+    for epochs in zip(*(trained.history for trained in members), strict=False):
+        averages = {
+            name: mean([getattr(epoch, name) for epoch in epochs])
+            for name in (
+                "train_loss",
+                "train_accuracy",
+                "validation_loss",
+                "validation_accuracy",
+                "learning_rate",
+            )
+        }
+        seconds = sum(epoch.seconds for epoch in epochs)
+        history.append(epochs[0].model_copy(update={**averages, "seconds": seconds}))
+    probabilities = np.stack([t.probabilities for t in members]).mean(axis=0, dtype=np.float32)
+    labels = dataset.train.labels[scored_rows]
+    right = probabilities[np.arange(len(labels)), labels.astype(np.int64)]
+    loss = float(-np.log(np.maximum(right, 1e-7)).mean()) if len(labels) else None
+    model = averaged([trained.model for trained in members], candidate.name.replace(".", "_"))
+    return Trained(model, history, probabilities, loss)
 
 
 def _set_aside(
@@ -234,9 +250,9 @@ class _Training:
     history: list[Epoch] = field(default_factory=list)
     inner_losses: list[float] = field(default_factory=list)
     best_weights: list[NDArray[Any]] = field(default_factory=list)
+    weight_sums: list[NDArray[np.float64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-
         self.model = build_model(self.candidate, self.scaler, self.dataset, self.seed)
         self.optimizer = make_optimizer(self.candidate.optimizer)
         self.optimizer.build(self.model.trainable_variables)
@@ -247,11 +263,17 @@ class _Training:
             self.candidate.epochs,
             self.steps,
         )
-        self.images, self.labels = _tensors(self.dataset.path)
-        self.epoch_graph = _epoch_graph(
-            self.model, self.optimizer, self.images, self.labels, self.candidate.batch_size
-        )
-        self.evaluation_graph = _evaluation_graph(self.model, self.images, self.labels)
+        self.sources = rows_of(self.dataset.path)
+        self.evaluate_rows = evaluation_graph(self.model, self.sources)
+        if needs_fit(self.model):
+            self.train_rows = fit_epoch(
+                self.model, self.optimizer, self.candidate, self.dataset, self.seed
+            )
+        else:
+            self.train_rows = epoch_graph(
+                self.model, self.optimizer, self.candidate, self.sources, self.seed
+            )
+        self.scored: tuple[NDArray[np.float32], float | None] | None = None
 
     @property
     def finished(self) -> bool:
@@ -271,28 +293,45 @@ class _Training:
 
     def run_epoch(self, scored_rows: NDArray[np.int64], inner_rows: NDArray[np.int64]) -> None:
         """Train one epoch and evaluate it."""
-        import tensorflow as tf
-
         started = time.perf_counter()
         epoch = len(self.history) + 1
         # Seeded by the epoch's number, so a resumed training needs no generator's state.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-        rates = self.rates[(epoch - 1) * self.steps : epoch * self.steps]
-        loss, accuracy = self.epoch_graph(tf.constant(order), tf.constant(rates))
-        _, validation_loss, validation_accuracy = self.evaluate(scored_rows)
+        loss, correct = self._train_in(order, first_step=(epoch - 1) * self.steps)
+        probabilities, validation_loss, validation_accuracy = self.evaluate(scored_rows)
+        self.scored = probabilities, validation_loss
         if len(inner_rows):
             self._remember(self.evaluate(inner_rows)[1])
         self.history.append(
             Epoch(
                 epoch=epoch,
-                train_loss=float(loss),
-                train_accuracy=float(accuracy),
+                train_loss=loss / len(order),
+                train_accuracy=correct / len(order),
                 validation_loss=validation_loss,
                 validation_accuracy=validation_accuracy,
-                learning_rate=float(rates[-1]),
+                learning_rate=float(self.rates[epoch * self.steps - 1]),
                 seconds=time.perf_counter() - started,
             )
         )
+        self._average()
+
+    def _train_in(self, order: NDArray[np.int64], first_step: int) -> tuple[float, float]:
+        """Train on rows in this order, in one call or, of many pixels, in calls of some rows."""
+        import tensorflow as tf
+
+        batch = self.candidate.batch_size
+        steps = max(1, ROWS_PER_CALL // batch) if self.sources.many else self.steps
+        loss = correct = 0.0
+        for start in range(0, self.steps, steps):
+            stop = min(start + steps, self.steps)
+            summed, right = self.train_rows(
+                tf.constant(order[start * batch : stop * batch]),
+                tf.constant(self.rates[first_step + start : first_step + stop]),
+                tf.constant(first_step + start),
+            )
+            loss, correct = loss + float(summed), correct + float(right)
+            self.sources.release()
+        return loss, correct
 
     def evaluate(
         self, rows: NDArray[np.int64]
@@ -305,23 +344,32 @@ class _Training:
         parts, loss = [], 0.0
         for start in range(0, len(rows), EVALUATION_BATCH):
             chunk = rows[start : start + EVALUATION_BATCH]
-            probabilities, chunk_loss = self.evaluation_graph(tf.constant(chunk))
+            probabilities, chunk_loss = self.evaluate_rows(tf.constant(chunk))
             parts.append(probabilities.numpy())
             loss += float(chunk_loss)
+            self.sources.release()
         whole = np.concatenate(parts)
         correct = whole.argmax(axis=1) == self.dataset.train.labels[rows]
         return whole, loss / len(rows), float(correct.mean())
 
-    def use_best(self) -> None:
-        """With early stopping, go back to the weights of the best epoch."""
-        if self.best_weights:
-            self.model.set_weights(self.best_weights)
+    def score(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float | None]:
+        """Probabilities and mean loss of the finished model on `rows`."""
+        kept = self.best_weights or [
+            total / (self.candidate.average_epochs or 1) for total in self.weight_sums
+        ]
+        if kept:
+            self.model.set_weights(kept)
+        if kept or self.scored is None:
+            probabilities, loss, _ = self.evaluate(rows)
+            return probabilities, loss
+        return self.scored
 
     def save(self, path: Path) -> None:
         """Write the whole state, atomically; plain arrays, no pickle."""
         arrays = {f"model_{i:04d}": v.numpy() for i, v in enumerate(self._model_state())}
         arrays |= {f"optimizer_{i:04d}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
         arrays |= {f"best_{i:04d}": value for i, value in enumerate(self.best_weights)}
+        arrays |= {f"sum_{i:04d}": value for i, value in enumerate(self.weight_sums)}
         history = "[" + ",".join(epoch.model_dump_json() for epoch in self.history) + "]"
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez(
@@ -345,12 +393,23 @@ class _Training:
         for i, variable in enumerate(self.optimizer.variables):
             variable.assign(state[f"optimizer_{i:04d}"])
         self.best_weights = [state[name] for name in sorted(state) if name.startswith("best_")]
+        self.weight_sums = [state[name] for name in sorted(state) if name.startswith("sum_")]
         self.inner_losses = [float(loss) for loss in state["inner_losses"]]
         self.history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
 
     def _model_state(self) -> list[Any]:
-        """Weights, moving averages and the random state of dropout."""
-        return list(self.model.variables)
+        """Weights, moving averages and the random state of dropout, but no metrics of a fit."""
+        metrics = {id(variable) for variable in self.model.metrics_variables}
+        return [variable for variable in self.model.variables if id(variable) not in metrics]
+
+    def _average(self) -> None:
+        """Add the weights after this epoch to the sums if it is one of the last to be averaged."""
+        last = self.candidate.average_epochs
+        if last is None or len(self.history) <= self.candidate.epochs - last:
+            return
+        weights = [array.astype(np.float64) for array in self.model.get_weights()]
+        sums = self.weight_sums or [np.zeros_like(array) for array in weights]
+        self.weight_sums = [total + array for total, array in zip(sums, weights, strict=True)]
 
     def _remember(self, inner_loss: float | None) -> None:
         assert inner_loss is not None
@@ -367,105 +426,3 @@ class _Training:
             if loss < best_loss - stopping.min_delta:
                 best, best_loss = position, loss
         return best
-
-
-@lru_cache(maxsize=1)
-def _tensors(snapshot: Path) -> tuple[Any, Any]:
-    """Raw pixels and labels of the training split, once a process: all its folds gather from them.
-
-    Graphs that TensorFlow keeps for ever would each keep a copy otherwise.
-    """
-    import tensorflow as tf
-
-    split = Dataset.open(snapshot).train
-    return tf.constant(split.images), tf.constant(split.labels.astype(np.int32))
-
-
-def _epoch_graph(model: Any, optimizer: Any, images: Any, labels: Any, batch_size: int) -> Any:
-    """Graph function: order of rows and learning rate of each step in, mean loss, accuracy out."""
-    import keras
-    import tensorflow as tf
-
-    variables = model.trainable_variables
-
-    def step(rows: Any, rate: Any) -> tuple[Any, Any]:
-        x, y = tf.gather(images, rows), tf.gather(labels, rows)
-        with tf.GradientTape() as tape:
-            probabilities = model(x, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(y, probabilities)
-            loss = tf.add_n([tf.reduce_mean(losses), *model.losses])
-        gradients = tape.gradient(loss, [v.value for v in variables])
-        _apply(optimizer, gradients, variables, rate)
-        correct = tf.argmax(probabilities, axis=1, output_type=tf.int32) == y
-        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.int32))
-
-    @tf.function(autograph=False)
-    def epoch(order: Any, rates: Any) -> tuple[Any, Any]:
-        n = tf.shape(order)[0]
-        full = n // batch_size
-
-        def body(i: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
-            rows = order[i * batch_size : (i + 1) * batch_size]
-            rows.set_shape([batch_size])  # a fixed shape lets the graph plan its memory
-            step_loss, step_correct = step(rows, rates[i])
-            return i + 1, loss + tf.cast(step_loss, tf.float64), correct + step_correct
-
-        _, loss, correct = tf.while_loop(
-            lambda i, *_: i < full,
-            body,
-            (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0)),
-            parallel_iterations=1,
-        )
-
-        def remainder() -> tuple[Any, Any]:
-            step_loss, step_correct = step(order[full * batch_size :], rates[full])
-            return loss + tf.cast(step_loss, tf.float64), correct + step_correct
-
-        loss, correct = tf.cond(full * batch_size < n, remainder, lambda: (loss, correct))
-        total = tf.cast(n, tf.float64)
-        return loss / total, tf.cast(correct, tf.float64) / total
-
-    return epoch
-
-
-def _apply(optimizer: Any, gradients: list[Any], variables: list[Any], rate: Any) -> None:
-    """One optimizer step at learning rate `rate`.
-
-    SGD with momentum goes through TensorFlow's fused operation, which computes what Keras writes
-    as four (v = momentum v - rate g; w = w + v, or w + momentum v - rate g with Nesterov) in one
-    pass over memory; every other optimizer is applied by Keras.
-    """
-    import keras
-    import tensorflow as tf
-
-    fused = type(optimizer) is keras.optimizers.SGD and optimizer.momentum
-    if not fused:
-        optimizer.learning_rate.assign(rate)
-        optimizer.apply(gradients, variables)
-        return
-    for gradient, variable, velocity in zip(gradients, variables, optimizer.momentums, strict=True):
-        tf.raw_ops.ResourceApplyKerasMomentum(
-            var=variable.value.handle,
-            accum=velocity.value.handle,
-            lr=rate,
-            grad=gradient,
-            momentum=tf.constant(optimizer.momentum, tf.float32),
-            use_nesterov=bool(optimizer.nesterov),
-        )
-    optimizer.iterations.assign_add(1)
-
-
-def _evaluation_graph(model: Any, images: Any, labels: Any) -> Any:
-    """Graph function: rows in, probabilities and summed loss out."""
-    import keras
-    import tensorflow as tf
-
-    @tf.function(autograph=False, reduce_retracing=True)
-    def evaluate(rows: Any) -> tuple[Any, Any]:
-        probabilities = model(tf.gather(images, rows), training=False)
-        losses = keras.losses.sparse_categorical_crossentropy(
-            tf.gather(labels, rows), probabilities
-        )
-        return probabilities, tf.reduce_sum(losses)
-
-    return evaluate

@@ -74,7 +74,7 @@ def map_folds(
         In the order of `jobs`.
     """
     watch = [
-        {"label": j.label, "folder": str(j.folder), "epochs": j.candidate.epochs} for j in jobs
+        {"label": j.label, "folder": str(j.folder), "epochs": j.candidate.total_epochs} for j in jobs
     ]
     write_json(run_folder / "jobs.json", watch)
     futures: list[PrefectFuture[FoldHandle]] = []

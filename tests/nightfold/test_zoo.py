@@ -6,8 +6,8 @@ import pytest
 
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate
+from nightfold.model import build_model
 from nightfold.scaling import Scaler
-from nightfold.training import build_model
 from nightfold.zoo import architectures, find, fingerprint
 
 PARAMETERS = {
