@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.night import Run, cross_validate, publish, refuse
+from flows.night import Run, cross_validate, prepare, publish, refuse
 from flows.runners import make_runner
 from flows.settings import DEFAULTS, Settings
 from nightfold.errors import NightfoldError
@@ -30,7 +30,7 @@ def evaluate(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     try:
         run = Run.begin("evaluate", settings)
         with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
-            scored = cross_validate(run, runner)
+            scored = cross_validate(run, prepare(run), runner)
         return publish(run, scored)
     except NightfoldError as error:
         return refuse(error)

@@ -20,7 +20,8 @@ from flows.settings import Settings
 from nightfold import __version__
 from nightfold.dataset import DatasetHandle
 from nightfold.errors import NightfoldError
-from nightfold.experiment import Experiment
+from nightfold.experiment import Candidate, Experiment
+from nightfold.finaljob import FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.store import Store, write_json
@@ -34,6 +35,7 @@ from nightfold.summary import (
 )
 from tasks.aggregate import aggregate
 from tasks.compare import compare
+from tasks.fit import fit
 from tasks.ingest import ingest
 from tasks.report import report
 from tasks.scale import FittedScalers, scale
@@ -91,12 +93,50 @@ class Run:
 
 
 @dataclass(frozen=True)
-class CrossValidation:
-    """What the evaluation leaves for the steps after it."""
+class Prepared:
+    """Sound data, cut into folds, with a scaling for each."""
 
     dataset: DatasetHandle
     plan: PlanHandle
     scalers: FittedScalers
+
+    def jobs(self, run: Run) -> list[FoldJob]:
+        """Every fold of every candidate, in the order of the experiment and the plan."""
+        return [
+            FoldJob(
+                candidate=candidate,
+                dataset=self.dataset,
+                plan=self.plan,
+                scaler=self.scalers.of(candidate.scaling, repeat, fold),
+                repeat=repeat,
+                fold=fold,
+                seed=run.experiment.seed,
+                artifacts=run.artifacts,
+            )
+            for candidate in run.experiment.candidates
+            for repeat in range(1, self.plan.repeats + 1)
+            for fold in range(1, self.plan.folds + 1)
+        ]
+
+    def final_job(self, run: Run, candidate: Candidate) -> FinalJob:
+        """The fit of `candidate` on all rows."""
+        return FinalJob(
+            candidate=candidate,
+            dataset=self.dataset,
+            plan=self.plan,
+            scaler=self.scalers.final[candidate.scaling],
+            seed=run.experiment.seed,
+            run_id=run.run_id,
+            artifacts=run.artifacts,
+            h5=run.settings.h5,
+        )
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What the evaluation leaves for the steps after it."""
+
+    data: Prepared
     folds: list[FoldHandle]
     candidates: list[CandidateFacts]
 
@@ -110,40 +150,44 @@ class CrossValidation:
         return tuple(fold.accuracy for fold in self.folds if fold.candidate == candidate)
 
 
-def cross_validate(run: Run, runner: TaskRunner[Any]) -> CrossValidation:
-    """From the source to the tables of the run."""
+def prepare(run: Run) -> Prepared:
+    """From the source to folds that may be trained."""
     experiment, folder = run.experiment, str(run.folder)
     dataset = ingest(experiment.dataset, run.artifacts)
     validate(dataset, experiment.validation, experiment.plan.folds, folder)
     plan = split(dataset, experiment.plan, run.artifacts)
     scalers = scale(dataset, plan, [c.scaling for c in experiment.candidates], folder)
-    jobs = [
-        FoldJob(
-            candidate=candidate,
-            dataset=dataset,
-            plan=plan,
-            scaler=scalers.of(candidate.scaling, repeat, fold),
-            repeat=repeat,
-            fold=fold,
-            seed=experiment.seed,
-            artifacts=run.artifacts,
-        )
-        for candidate in experiment.candidates
-        for repeat in range(1, plan.repeats + 1)
-        for fold in range(1, plan.folds + 1)
-    ]
-    folds = collect_folds(map_folds(runner, jobs, run.folder))
+    return Prepared(dataset, plan, scalers)
+
+
+def cross_validate(
+    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: FinalJob | None = None
+) -> CrossValidation:
+    """From folds to the tables of the run.
+
+    Parameters
+    ----------
+    run : Run
+    data : Prepared
+    runner : TaskRunner
+    ahead : FinalJob, optional
+        A final model that is fitted whatever the scores: the longest job, so it starts first.
+    """
+    fitted = [] if ahead is None else [runner.submit(fit, {"job": ahead})]
+    folds = collect_folds(map_folds(runner, data.jobs(run), run.folder))
+    for future in fitted:
+        future.result()
     candidates = aggregate(
         folds,
-        experiment,
-        dataset,
-        plan,
+        run.experiment,
+        data.dataset,
+        data.plan,
         run_id=run.run_id,
         started_at=run.started_at,
         artifacts=run.artifacts,
     )
-    compare(folder)
-    return CrossValidation(dataset, plan, scalers, folds, candidates)
+    compare(str(run.folder))
+    return CrossValidation(data, folds, candidates)
 
 
 def publish(
@@ -153,7 +197,7 @@ def publish(
     promotion: PromotionFacts | None = None,
 ) -> Summary:
     """Write the summary and the report, then point ``latest.json`` to the run."""
-    dataset, plan = scored.dataset.open(), run.experiment.plan
+    dataset, plan = scored.data.dataset.open(), run.experiment.plan
     summary = Summary(
         run_id=run.run_id,
         flow=run.flow,
@@ -182,7 +226,7 @@ def publish(
             class_names=dataset.class_names,
         ),
         plan=PlanFacts(
-            digest=scored.plan.digest,
+            digest=scored.data.plan.digest,
             scheme=plan.scheme,
             folds=plan.folds,
             repeats=plan.repeats,

@@ -7,12 +7,12 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.night import Run, cross_validate, publish, refuse
+from flows.night import Run, cross_validate, prepare, publish, refuse
 from flows.runners import make_runner
 from flows.settings import DEFAULTS, Settings
 from nightfold.errors import NightfoldError
 from nightfold.summary import Summary
-from tasks.finalize import FinalJob, finalize
+from tasks.finalize import finalize
 from tasks.promote import promote
 
 
@@ -26,25 +26,22 @@ from tasks.promote import promote
 def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     """Evaluate, finalize, promote, report.
 
-    Retried as `evaluate` is. The final model is fitted by one of the same workers, which have
-    TensorFlow loaded already.
+    Retried as `evaluate` is. The final model is fitted by one of the same workers, beside the folds
+    if there is only one candidate to choose.
     """
     try:
         run = Run.begin("retrain", settings)
         with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
-            scored = cross_validate(run, runner)
-            job = FinalJob(
-                candidate=run.experiment.candidate(scored.best.name),
-                dataset=scored.dataset,
-                plan=scored.plan,
-                scaler=scored.scalers.final[scored.best.scaling],
-                seed=run.experiment.seed,
-                fold_accuracies=scored.accuracies(scored.best.name),
-                run_id=run.run_id,
-                artifacts=run.artifacts,
-                h5=run.settings.h5,
-            )
-            final = runner.submit(finalize, {"job": job}).result()
+            data = prepare(run)
+            only = run.experiment.only_candidate
+            ahead = data.final_job(run, only) if only else None
+            scored = cross_validate(run, data, runner, ahead)
+            best = run.experiment.candidate(scored.best.name)
+            parameters = {
+                "job": data.final_job(run, best),
+                "fold_accuracies": scored.accuracies(best.name),
+            }
+            final = runner.submit(finalize, parameters).result()
         promotion = promote(final.bundle, run.artifacts)
         return publish(run, scored, final.facts, promotion)
     except NightfoldError as error:

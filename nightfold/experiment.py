@@ -226,6 +226,11 @@ class Experiment(Declared):
         """sha256 over the whole experiment."""
         return sha256_json(self.model_dump(mode="json"))
 
+    @property
+    def only_candidate(self) -> Candidate | None:
+        """The candidate whose choice no score can change, if there is just one."""
+        return self.candidates[0] if len(self.candidates) == 1 else None
+
     def candidate(self, name: str) -> Candidate:
         """The candidate called `name`.
 

@@ -1,9 +1,10 @@
-"""Fit the chosen candidate on all training rows, test it once on the hold-out, seal the bundle."""
+"""Test the fitted candidate once on the hold-out and seal it as a bundle.
+
+Fitting comes first, or finds what `tasks.fit` has left.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,38 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold import statistics
 from nightfold.bundle import BundleHandle, FoldScores, HoldoutScores, ModelFacts, seal
-from nightfold.dataset import Dataset, DatasetHandle
-from nightfold.experiment import Candidate
-from nightfold.foldplan import PlanHandle
-from nightfold.foldresult import result_key
-from nightfold.scaling import Scaler
-from nightfold.store import Store, write_json
+from nightfold.dataset import Dataset
+from nightfold.finaljob import FinalJob
+from nightfold.store import Store
 from nightfold.summary import FinalFacts
 from tasks.train import is_transient
 
 GOLDEN_IMAGES = 16
-
-
-class FinalJob(BaseModel):
-    """Everything that decides the final model, in handles."""
-
-    model_config = ConfigDict(frozen=True)
-
-    candidate: Candidate
-    dataset: DatasetHandle
-    plan: PlanHandle
-    scaler: Scaler
-    seed: int
-    fold_accuracies: tuple[float, ...]
-    run_id: str
-    artifacts: str
-    h5: bool = False
-
-    @cached_property
-    def folder(self) -> Path:
-        """Where the checkpoint is while the model is fitted."""
-        key = result_key(self.candidate, self.dataset.digest, {"final": True, "seed": self.seed})
-        return Store(self.artifacts).folds / f"final-{key[:32]}"
 
 
 class Finalized(BaseModel):
@@ -64,14 +40,21 @@ class Finalized(BaseModel):
     retry_delay_seconds=[1, 10],
     retry_condition_fn=is_transient,
 )
-def finalize(job: FinalJob) -> Finalized:
-    """Fit, test and seal the final model of a run."""
-    done = fit_and_seal(job)
+def finalize(job: FinalJob, fold_accuracies: tuple[float, ...]) -> Finalized:
+    """Fit, test and seal the final model of a run.
+
+    Parameters
+    ----------
+    job : FinalJob
+    fold_accuracies : tuple of float
+        Cross-validated accuracies of the candidate, in the order of the plan, for the manifest.
+    """
+    done = fit_and_seal(job, fold_accuracies)
     get_run_logger().info("hold-out accuracy %.3f %%", 100 * done.facts.holdout_accuracy)
     return done
 
 
-def fit_and_seal(job: FinalJob) -> Finalized:
+def fit_and_seal(job: FinalJob, fold_accuracies: tuple[float, ...]) -> Finalized:
     """Fit, test and seal the final model of a run.
 
     Raises
@@ -79,25 +62,8 @@ def fit_and_seal(job: FinalJob) -> Finalized:
     UsageError
         If the architecture cannot be built.
     """
-    from nightfold.training import train
-
+    trained = job.fit()
     dataset = job.dataset.open()
-    rows = np.arange(len(dataset.train))
-    # It stays when the model is sealed: a night in which nothing changed need not fit it again.
-    checkpoint = job.folder / "checkpoint.npz"
-    job.folder.mkdir(parents=True, exist_ok=True)
-    trained = train(
-        job.candidate,
-        dataset,
-        rows,
-        rows[:0],
-        scaler=job.scaler,
-        seed=job.seed,
-        checkpoint=checkpoint,
-        on_epoch=lambda epoch: write_json(
-            job.folder / "progress.json", epoch.model_dump(mode="json")
-        ),
-    )
     holdout = _test(trained.model, dataset)
     bundle = seal(
         trained.model,
@@ -112,7 +78,7 @@ def fit_and_seal(job: FinalJob) -> Finalized:
             scaling=job.scaler.model_dump(mode="json"),
             candidate=job.candidate.model_dump(mode="json"),
             candidate_digest=job.candidate.digest,
-            cross_validated=FoldScores.of(list(job.fold_accuracies)),
+            cross_validated=FoldScores.of(list(fold_accuracies)),
             holdout=holdout,
         ),
         np.asarray(dataset.test.images[:GOLDEN_IMAGES]),

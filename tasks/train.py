@@ -6,6 +6,8 @@ cache key, and progress that the UI shows.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +21,7 @@ from prefect.task_runners import TaskRunner
 
 from nightfold.errors import NightfoldError
 from nightfold.foldresult import FoldHandle, FoldJob
-from nightfold.store import write_json
+from nightfold.store import Store, write_json
 
 
 def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -64,7 +66,7 @@ def map_folds(
     ----------
     runner : TaskRunner
     jobs : list of FoldJob
-        In the order to start them.
+        In the order of the plan; the longest are started first.
     run_folder : Path
         ``jobs.json`` goes there, so that anyone can watch the folds' progress.
 
@@ -74,18 +76,51 @@ def map_folds(
         In the order of `jobs`.
     """
     watch = [
-        {"label": j.label, "folder": str(j.folder), "epochs": j.candidate.total_epochs} for j in jobs
+        {"label": job.label, "folder": str(job.folder), "epochs": job.candidate.total_epochs}
+        for job in jobs
     ]
     write_json(run_folder / "jobs.json", watch)
-    futures: list[PrefectFuture[FoldHandle]] = []
-    for job in jobs:
+    futures: dict[str, PrefectFuture[FoldHandle]] = {}
+    for job in longest_first(jobs):
         # Tags belong to the task: a process pool keeps the context of its first submission. And a
         # stale record must not hide that the files behind it are gone.
         step = train.with_options(
             tags=["train", f"candidate:{job.candidate.name}"], refresh_cache=job.done() is None
         )
-        futures.append(runner.submit(step, {"job": job}))
-    return futures
+        futures[job.key] = runner.submit(step, {"job": job})
+    return [futures[job.key] for job in jobs]
+
+
+def longest_first(jobs: list[FoldJob]) -> list[FoldJob]:
+    """The jobs in the order in which they leave no core idle at the end.
+
+    A candidate takes as long as it did in earlier nights; one without an earlier night comes
+    first, as it may be the longest, and among several the one of most epochs.
+    """
+    if not jobs:
+        return []
+    seconds = seconds_before(Store(jobs[0].artifacts).scores)
+    return sorted(
+        jobs,
+        key=lambda job: (
+            -seconds.get(job.candidate.digest, math.inf),
+            -job.candidate.total_epochs,
+        ),
+    )
+
+
+def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
+    """Mean training seconds of a fold, by candidate digest, over the last days with scores."""
+    import pyarrow.parquet as pq
+
+    columns = ["candidate_digest", "train_seconds"]
+    days = sorted(scores.glob("run_date=*"))[-nights:]
+    spent = defaultdict(list)
+    for file in (file for day in days for file in day.glob("*.parquet")):
+        table = pq.read_table(file, columns=columns, partitioning=None)
+        for digest, seconds in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            spent[digest].append(seconds)
+    return {digest: sum(each) / len(each) for digest, each in spent.items()}
 
 
 def collect_folds(futures: list[PrefectFuture[FoldHandle]]) -> list[FoldHandle]:
