@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 
 import typer
 
@@ -33,8 +34,22 @@ def main() -> None:
     """Run the command; a user's mistake ends in one sentence and its exit code."""
     # Prefect ends its server only if the process ends in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.unraisablehook = _signal_again
     try:
         app()
     except NightfoldError as error:
         tell(f"nightfold: {error}")
         sys.exit(error.exit_code)
+
+
+def _signal_again(lost: sys.UnraisableHookArgs) -> None:
+    """Signal once more if what a signal has raised was lost.
+
+    Python drops an exception that comes up while it runs a destructor, and imports run thousands.
+    """
+    if lost.exc_type in (KeyboardInterrupt, SystemExit):
+        number = signal.SIGINT if lost.exc_type is KeyboardInterrupt else signal.SIGTERM
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.1, signal.pthread_kill, [main_thread, number]).start()
+    else:
+        sys.__unraisablehook__(lost)

@@ -6,6 +6,8 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+from nightfold.errors import UsageError
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
@@ -34,7 +36,8 @@ def _start_server() -> None:
     """
     from prefect.settings import PREFECT_API_URL
 
-    if PREFECT_API_URL.value():
+    if url := PREFECT_API_URL.value():
+        _knock(url)
         return
     from prefect.server.api.server import SubprocessASGIServer
 
@@ -43,6 +46,28 @@ def _start_server() -> None:
         SubprocessASGIServer().start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _knock(url: str) -> None:
+    """Refuse a server that does not answer or does not let this command in."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except PrefectHTTPStatusError as error:
+        answer = f"{error.response.status_code} {error.response.reason_phrase}"
+        raise UsageError(
+            f"The Prefect server at {url} answers {answer}: check PREFECT_API_URL and, if it asks "
+            "for a password, PREFECT_API_AUTH_STRING."
+        ) from error
+    except (httpx.TransportError, RuntimeError) as error:
+        raise UsageError(
+            f"No Prefect server answers at {url}: start one with 'prefect server start', or unset "
+            "PREFECT_API_URL, and the command starts its own."
+        ) from error
 
 
 def result_of(state: State[Any]) -> Any:
