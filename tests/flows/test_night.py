@@ -12,7 +12,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.settings import PREFECT_API_URL
 
 from flows.evaluate import evaluate
@@ -142,6 +147,16 @@ def test_runs_are_named_for_what_they_do_and_tagged(night):
     expected = {f"train {c} repeat 1 fold {f}" for c in ("baseline", "deep") for f in (1, 2)}
     assert expected <= set(runs)
     assert {"train", "candidate:deep"} <= set(runs["train deep repeat 1 fold 2"].tags)
+
+
+def test_logs_of_worker_processes_are_there_for_the_ui(night):
+    _, _, state = night
+    ours = LogFilterFlowRunId(any_=[state.state_details.flow_run_id])
+    with get_client(sync_client=True) as client:
+        messages = [log.message for log in client.read_logs(LogFilter(flow_run_id=ours))]
+    for fold in (1, 2):
+        assert any(m.startswith(f"deep repeat 1 fold {fold}: accuracy") for m in messages)
+    assert any(m.startswith("hold-out accuracy") for m in messages)
 
 
 def test_artifacts_are_there_for_the_ui(night):
