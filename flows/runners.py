@@ -6,6 +6,7 @@ retry of the flow gets a new one, and a night is one flow run in the UI.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -76,6 +77,9 @@ def start_worker(flow: int, server: int | None) -> None:
         Process id of the server that the flow has started for itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Taking TensorFlow down in order takes seconds that the flow would wait for. Prefect has sent
+    # its logs by then: its threads end before exit handlers are called.
+    atexit.register(os._exit, 0)
     threading.Thread(target=_die_with, args=(flow, server), daemon=True).start()
 
 

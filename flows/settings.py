@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from nightfold.experiment import Experiment, Runner, load_experiment
+from nightfold.images import Channels
 
 
 class Settings(BaseModel):
@@ -21,6 +22,8 @@ class Settings(BaseModel):
 
     experiment: str = Field("night", description="name of a shipped experiment or a TOML file")
     dataset: str | None = Field(None, description="source URI, such as mnist or folder:PATH")
+    size: tuple[int, int] | None = Field(None, description="height, width to resize images to")
+    channels: Channels | None = Field(None, description="1 to read images as grey, 3 as colour")
     limit: int | None = Field(None, description="first N rows of a seeded shuffle of each split")
     candidates: list[str] | None = Field(None, description="only these candidates")
     folds: int | None = Field(None, description="folds of the plan")
@@ -37,7 +40,7 @@ class Settings(BaseModel):
     def load(self) -> Experiment:
         """The experiment with every given value in place of its own."""
         path = Path(self.experiment)
-        return load_experiment(path if path.suffix else self.experiment).overridden(
+        experiment = load_experiment(path if path.suffix else self.experiment).overridden(
             dataset=self.dataset,
             limit=self.limit,
             candidates=self.candidates,
@@ -46,6 +49,10 @@ class Settings(BaseModel):
             epochs=self.epochs,
             seed=self.seed,
         )
+        shape = {"size": self.size, "channels": self.channels}
+        given = {key: value for key, value in shape.items() if value is not None}
+        dataset = experiment.dataset.model_copy(update=given)
+        return experiment.model_copy(update={"dataset": dataset})
 
     @property
     def n_workers(self) -> int:

@@ -24,6 +24,9 @@ def start() -> None:
     """
     if "tensorflow" not in sys.modules:
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        # A keras.json in the home may change the float type or the order of axes, and with them
+        # every score; without a place for it Keras neither reads nor writes one.
+        os.environ.setdefault("KERAS_HOME", os.devnull)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         with _silent_stderr():
             importlib.import_module("tensorflow")

@@ -278,10 +278,13 @@ def confusion_matrix(
     counts = np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n)
     names = [shortened(name, 18) for name in class_names]
     longest = max(map(len, names))
-    upright = longest <= 3
-    cell = 0.46 if n <= 12 else 0.4
     margin = 0.75 + 0.085 * longest
-    figure = _figure(max(3.2, n * cell + margin), max(3.2, n * cell + margin))
+    cell = max(0.46 if n <= 12 else 0.4, 0.085 * longest)
+    upright = n * cell + margin <= 6
+    if not upright:
+        cell = 0.46 if n <= 12 else 0.4
+    side = max(3.2, n * cell + margin)
+    figure = _figure(side, side)
     axes = figure.subplots()
     axes.pcolormesh(
         np.arange(n + 1) - 0.5,

@@ -196,7 +196,7 @@ class MixedUp:
     share: float
 
 
-@task(name="report")
+@task(name="report", task_run_name="write report")
 def report(run_folder: str) -> ReportHandle:
     """Build the report of a run and show its summary in the Prefect UI.
 
@@ -379,7 +379,9 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "shown_verdicts": max(SHOWN_VERDICTS, len(summary.candidates) - 1),
         "checks": checks,
         "failed": sorted((c for c in checks if not c.passed), key=_by_severity),
-        "fewer_epochs": max(c.epochs for c in summary.candidates) < TUTORIAL_EPOCHS,
+        # Only of the data that the recipe was published with there are scores to expect.
+        "fewer_epochs": summary.dataset.name == "mnist"
+        and max(c.epochs for c in summary.candidates) < TUTORIAL_EPOCHS,
         "tutorial_epochs": TUTORIAL_EPOCHS,
         "interval": run.answers.interval,
         "mixed_up": run.answers.mixed_up(summary.dataset.class_names),

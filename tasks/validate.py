@@ -72,7 +72,7 @@ class Rule:
     remedy: str
 
 
-@task(name="validate")
+@task(name="validate", task_run_name="validate {handle.name}")
 def validate(
     handle: DatasetHandle, choice: ValidationChoice, folds: int, run_folder: str
 ) -> ValidationHandle:
@@ -539,13 +539,21 @@ def _error(exception_info: dict[str, Any]) -> str | None:
 def _show_in_prefect(report: ValidationReport) -> None:
     from prefect.artifacts import create_table_artifact
 
-    columns = {"name", "split", "severity", "passed", "observed"}
-    rows = [c.model_dump(include=columns) for c in sorted(report.checks, key=lambda c: c.passed)]
+    rows = [
+        {
+            "result": "ok" if one.passed else one.severity,
+            "split": one.split,
+            "finding": one.sentence,
+            "observed": one.observed,
+            "check": one.name,
+        }
+        for one in sorted(report.checks, key=lambda one: one.passed)
+    ]
     verdict = f"The data set {report.dataset!r} passed; warnings: {len(report.warnings)}."
     # The data is judged already: a server that is away must not change the verdict.
     with suppress(Exception):
         create_table_artifact(
             key="validation",
-            table=[{"check": row.pop("name"), **row} for row in rows],
+            table=rows,
             description=verdict if report.passed else report.refusal(),
         )

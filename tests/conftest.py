@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from nightfold import sources
+from nightfold.bundle import (
+    Bundle,
+    BundleHandle,
+    FoldScores,
+    HoldoutScores,
+    Manifest,
+    ModelFacts,
+    seal,
+)
 from nightfold.dataset import Dataset, Split
-from nightfold.experiment import shipped
+from nightfold.experiment import Candidate, Optimizer, shipped
+from nightfold.registry import Registry
+from nightfold.scaling import Scaler, pixel_histogram
+from nightfold.store import Store, sha256_file, write_json
+from nightfold.training import train
+
+if TYPE_CHECKING:
+    import keras
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +76,79 @@ def small_idx(small_mnist: Dataset, tmp_path: Path) -> Path:
                 header + array.astype("uint8").tobytes()
             )
     return folder
+
+
+@pytest.fixture(scope="session")
+def facts() -> ModelFacts:
+    """What a bundle says of its model, for tests to which it does not matter what."""
+    recipe = Candidate(name="dense", architecture="dense")
+    return ModelFacts(
+        version="night-1",
+        run_id="run-1",
+        dataset="small-mnist",
+        dataset_digest="0" * 64,
+        plan_digest="1" * 64,
+        class_names=tuple("0123456789"),
+        scaling={"name": "normalize"},
+        candidate=recipe.model_dump(mode="json"),
+        candidate_digest=recipe.digest,
+        cross_validated=FoldScores.of([0.8, 0.9]),
+        holdout=HoldoutScores(rows=200, accuracy=0.85, log_loss=0.5, brier=0.2, ece=0.05),
+    )
+
+
+@pytest.fixture(scope="session")
+def add_bundle(facts: ModelFacts) -> Callable[..., BundleHandle]:
+    """A function that makes a bundle which verifies, though it holds no real model."""
+
+    def add(
+        folder: Path, version: str, accuracies: tuple[float, ...] = (0.9, 0.95), plan: str = "1"
+    ) -> BundleHandle:
+        bundle = folder / version
+        bundle.mkdir(parents=True)
+        for name in ("model.keras", "golden.npz", "README.md"):
+            (bundle / name).write_text(f"{name} of {version}")
+        own = {
+            "version": version,
+            "plan_digest": plan * 64,
+            "cross_validated": FoldScores.of(accuracies),
+        }
+        manifest = Manifest.describing(bundle, facts.model_copy(update=own), (28, 28, 1))
+        write_json(bundle / "manifest.json", manifest.model_dump(mode="json"))
+        digest = sha256_file(bundle / "manifest.json")
+        return BundleHandle(path=str(bundle), version=version, manifest_sha256=digest)
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def model(small_mnist: Dataset) -> keras.Model:
+    """A model that knows its digits: more than seven in ten, after a second of training."""
+    rows = np.arange(600)
+    quick = Optimizer(learning_rate=0.05, momentum=0.9)
+    recipe = Candidate(name="dense", architecture="dense", optimizer=quick, epochs=4)
+    scaler = Scaler.fit("normalize", pixel_histogram(small_mnist.train.images, rows))
+    return train(recipe, small_mnist, rows, rows[:0], scaler=scaler, seed=1).model
+
+
+@pytest.fixture(scope="session")
+def store(
+    model: keras.Model,
+    facts: ModelFacts,
+    small_mnist: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Store:
+    """A store whose champion, night-1, is that model. To be read only."""
+    store = Store(tmp_path_factory.mktemp("artifacts"))
+    seal(model, store.models, facts, np.asarray(small_mnist.test.images[:16]))
+    Registry(store).promote("night-1", "The first model.")
+    return store
+
+
+@pytest.fixture(scope="session")
+def champion(store: Store) -> Bundle:
+    """The champion of `store`, loaded."""
+    return Bundle.load(Registry(store).resolve("champion"))
 
 
 @pytest.fixture(scope="session")

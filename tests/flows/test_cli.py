@@ -1,6 +1,8 @@
 """The command: quick help, one sentence for a mistake, the right exit code, clean JSON."""
 
 import gzip
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,14 @@ NIGHTFOLD = Path(sys.executable).with_name("nightfold")
 ROOT = Path(flows.__file__).parent.parent
 
 
-def run(*arguments, cwd=ROOT):
+def run(*arguments, **environment):
     return subprocess.run(
-        [NIGHTFOLD, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+        [NIGHTFOLD, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -114,6 +121,57 @@ def test_a_text_file_named_png_is_refused_by_name(tmp_path):
         (folder / "1.png").write_text("not a picture")
     done = run("ingest", f"folder:{tmp_path / 'photos'}", "--artifacts", tmp_path / "a")
     assert_refused(done, 3, "1.png")
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_named(tmp_path):
+    url = "http://127.0.0.1:9/api"
+    done = run("evaluate", "--limit", "100", "--artifacts", tmp_path, PREFECT_API_URL=url)
+    assert_refused(done, 2, url, "PREFECT_API_URL", "prefect server start")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_night_says_how_to_go_on(sent, exit_code, tmp_path):
+    night = subprocess.Popen(
+        [NIGHTFOLD, "retrain", "--limit", "200", "--artifacts", tmp_path / "a"],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test runner in the background may ignore the interrupts of its terminal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    begun = night.stderr.readline()
+    night.send_signal(sent)
+    _, rest = night.communicate(timeout=60)
+    assert "retrain night" in begun
+    assert night.returncode == exit_code
+    assert "goes on behind the last finished epoch" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(("sent", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_meets_a_destructor_is_not_lost(sent, exit_code):
+    """As it may while modules are imported: Python drops what is raised there."""
+    code = f"""
+import signal, time
+from flows import cli
+
+class Deaf:
+    def __del__(self):
+        signal.raise_signal(signal.{sent})
+
+@cli.app.command()
+def wait():
+    Deaf()
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "wait"], cwd=ROOT, timeout=30)
+    assert done.returncode == exit_code
 
 
 @pytest.mark.slow

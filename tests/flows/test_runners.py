@@ -40,6 +40,7 @@ def scratch(folder, seconds):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in background
     print(scratch(sys.argv[1], float(sys.argv[2])))
 """
 

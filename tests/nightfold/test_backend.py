@@ -1,5 +1,9 @@
-"""TensorFlow starts with one thread, whoever imported it; else training is refused."""
+"""TensorFlow starts with one thread, whoever imported it; else training is refused.
 
+Nothing in the home of the user changes what Keras computes.
+"""
+
+import os
 import subprocess
 import sys
 
@@ -28,3 +32,17 @@ def test_training_is_refused_where_tensorflow_has_computed_with_several_threads(
         "backend.start()\nbackend.require_one_thread()"
     )
     assert "already computed in this process" in threads_after(code)
+
+
+def test_settings_in_the_home_do_not_change_scores(tmp_path):
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text('{"floatx": "float16"}')
+    code = (
+        "from nightfold import backend\nbackend.start()\nimport keras\nprint(keras.config.floatx())"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("KERAS_HOME", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "float32"

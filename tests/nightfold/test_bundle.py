@@ -13,56 +13,24 @@ from nightfold import backend
 from nightfold.bundle import (
     GOLDEN_TOLERANCE,
     Bundle,
-    FoldScores,
-    HoldoutScores,
     Manifest,
     ModelFacts,
     seal,
     verify,
 )
-from nightfold.dataset import Dataset
 from nightfold.errors import BundleRefused, UsageError
-from nightfold.experiment import Candidate, Optimizer
-from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.store import TEMPORARY, write_json
-from nightfold.training import train
 
 pytestmark = pytest.mark.slow
 
 FILES = ["README.md", "golden.npz", "model.h5", "model.keras"]
 
 
-def facts_of(dataset: Dataset, version: str = "night-1") -> ModelFacts:
-    recipe = Candidate(name="dense", architecture="dense")
-    return ModelFacts(
-        version=version,
-        run_id="run-1",
-        dataset=dataset.name,
-        dataset_digest=dataset.digest,
-        plan_digest="1" * 64,
-        class_names=dataset.class_names,
-        scaling={"name": "normalize"},
-        candidate=recipe.model_dump(mode="json"),
-        candidate_digest=recipe.digest,
-        cross_validated=FoldScores.of([0.8, 0.9]),
-        holdout=HoldoutScores(rows=200, accuracy=0.85, log_loss=0.5, brier=0.2, ece=0.05),
-    )
-
-
 @pytest.fixture(scope="module")
-def model(small_mnist):
-    rows = np.arange(600)
-    quick = Optimizer(learning_rate=0.05, momentum=0.9)
-    recipe = Candidate(name="dense", architecture="dense", optimizer=quick, epochs=4)
-    scaler = Scaler.fit("normalize", pixel_histogram(small_mnist.train.images, rows))
-    return train(recipe, small_mnist, rows, rows[:0], scaler=scaler, seed=1).model
-
-
-@pytest.fixture(scope="module")
-def pristine(model, small_mnist, tmp_path_factory) -> Path:
+def pristine(model, small_mnist, tmp_path_factory, facts) -> Path:
     folder = tmp_path_factory.mktemp("models")
     golden = np.asarray(small_mnist.test.images[:16])
-    return Path(seal(model, folder, facts_of(small_mnist), golden, h5=True).path)
+    return Path(seal(model, folder, facts, golden, h5=True).path)
 
 
 @pytest.fixture
@@ -76,10 +44,10 @@ def edit_manifest(bundle: Path, **changes) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def describe_again(bundle: Path, small_mnist: Dataset) -> None:
+def describe_again(bundle: Path, facts: ModelFacts) -> None:
     """What somebody does who alters a file and its checksum."""
     (bundle / "manifest.json").unlink()
-    manifest = Manifest.describing(bundle, facts_of(small_mnist), (28, 28, 1))
+    manifest = Manifest.describing(bundle, facts, (28, 28, 1))
     write_json(bundle / "manifest.json", manifest.model_dump(mode="json"))
 
 
@@ -121,14 +89,14 @@ def test_the_manifest_names_every_file_and_the_card_gives_the_scores(pristine):
 
 
 def test_sealing_again_gives_the_same_bundle_and_another_model_is_refused(
-    model, pristine, small_mnist
+    model, pristine, small_mnist, facts
 ):
     golden = np.asarray(small_mnist.test.images[:16])
     before = (pristine / "manifest.json").read_bytes()
-    handle = seal(model, pristine.parent, facts_of(small_mnist), golden)
+    handle = seal(model, pristine.parent, facts, golden)
     assert (pristine / "manifest.json").read_bytes() == before
     assert handle.verify().version == "night-1"
-    other = facts_of(small_mnist).model_copy(update={"plan_digest": "2" * 64})
+    other = facts.model_copy(update={"plan_digest": "2" * 64})
     with pytest.raises(UsageError, match="night-1 is sealed already"):
         seal(model, pristine.parent, other, golden)
 
@@ -215,9 +183,11 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path):
         Bundle.load(tmp_path)
 
 
-def test_an_altered_manifest_is_refused_by_whoever_knows_its_sha256(model, small_mnist, tmp_path):
+def test_an_altered_manifest_is_refused_by_whoever_knows_its_sha256(
+    model, small_mnist, tmp_path, facts
+):
     golden = np.asarray(small_mnist.test.images[:4])
-    handle = seal(model, tmp_path, facts_of(small_mnist), golden)
+    handle = seal(model, tmp_path, facts, golden)
     edit_manifest(Path(handle.path), run_id="another")
     verify(Path(handle.path))
     with pytest.raises(BundleRefused, match=r"manifest\.json was altered"):
@@ -225,26 +195,26 @@ def test_an_altered_manifest_is_refused_by_whoever_knows_its_sha256(model, small
 
 
 @pytest.mark.parametrize("shift", [2 * GOLDEN_TOLERANCE, np.nan])
-def test_a_model_that_answers_otherwise_than_when_sealed_is_refused(bundle, small_mnist, shift):
+def test_a_model_that_answers_otherwise_than_when_sealed_is_refused(bundle, shift, facts):
     with np.load(bundle / "golden.npz") as golden:
         images, probabilities = golden["images"], golden["probabilities"]
     probabilities[3, 7] += shift
     np.savez(bundle / "golden.npz", images=images, probabilities=probabilities)
-    describe_again(bundle, small_mnist)
+    describe_again(bundle, facts)
     verify(bundle)
     with pytest.raises(BundleRefused, match="no longer gives the answers"):
         Bundle.load(bundle)
 
 
-def test_pickled_golden_images_are_refused(bundle, small_mnist):
+def test_pickled_golden_images_are_refused(bundle, facts):
     np.savez(bundle / "golden.npz", images=np.array([{}], dtype=object), probabilities=[[1.0]])
-    describe_again(bundle, small_mnist)
+    describe_again(bundle, facts)
     with pytest.raises(BundleRefused, match=r"golden\.npz cannot be read"):
         Bundle.load(bundle)
 
 
 @pytest.mark.parametrize("kind", ["lambda", "unregistered"])
-def test_a_model_that_safe_mode_cannot_load_is_never_sealed(small_mnist, tmp_path, kind):
+def test_a_model_that_safe_mode_cannot_load_is_never_sealed(small_mnist, tmp_path, kind, facts):
     backend.start()
     import keras
 
@@ -257,11 +227,11 @@ def test_a_model_that_safe_mode_cannot_load_is_never_sealed(small_mnist, tmp_pat
     scaled = double(keras.layers.Rescaling(1 / 255)(images))
     model = keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(scaled)))
     with pytest.raises(BundleRefused, match=r"cannot load .* in safe mode"):
-        seal(model, tmp_path, facts_of(small_mnist), np.asarray(small_mnist.test.images[:4]))
+        seal(model, tmp_path, facts, np.asarray(small_mnist.test.images[:4]))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_registered_layer_of_the_users_own_is_welcome(small_mnist, tmp_path):
+def test_a_registered_layer_of_the_users_own_is_welcome(small_mnist, tmp_path, facts):
     backend.start()
     import keras
 
@@ -274,17 +244,17 @@ def test_a_registered_layer_of_the_users_own_is_welcome(small_mnist, tmp_path):
     scaled = Halving()(keras.layers.Rescaling(1 / 255)(images))
     answer = keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(scaled))
     golden = np.asarray(small_mnist.test.images[:4])
-    handle = seal(keras.Model(images, answer), tmp_path, facts_of(small_mnist), golden)
+    handle = seal(keras.Model(images, answer), tmp_path, facts, golden)
     assert Bundle.load(handle.path).predict(golden).shape == (4, 10)
 
 
-def test_a_diverged_model_is_never_sealed(model, small_mnist, tmp_path):
+def test_a_diverged_model_is_never_sealed(model, small_mnist, tmp_path, facts):
     import keras
 
     broken = keras.models.clone_model(model)
     broken.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
     with pytest.raises(BundleRefused, match="not finite"):
-        seal(broken, tmp_path, facts_of(small_mnist), np.asarray(small_mnist.test.images[:4]))
+        seal(broken, tmp_path, facts, np.asarray(small_mnist.test.images[:4]))
     assert list(tmp_path.glob(f"{TEMPORARY}*")) == []
 
 
@@ -302,6 +272,6 @@ def test_images_the_model_does_not_take_are_refused(pristine, images):
 
 
 @pytest.mark.parametrize("version", ["", "../x", ".hidden", "a/b", "x" * 200])
-def test_a_version_is_a_plain_name(small_mnist, version):
+def test_a_version_is_a_plain_name(facts, version):
     with pytest.raises(ValueError, match="version"):
-        facts_of(small_mnist, version)
+        ModelFacts(**{**facts.model_dump(), "version": version})

@@ -238,3 +238,10 @@ def test_a_png_is_on_white_and_large_enough_to_print(tmp_path: Path) -> None:
         assert png.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
         assert png.width >= 1000
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["boxes.png"]
+
+
+def test_class_names_of_a_confusion_matrix_lie_flat_where_there_is_room():
+    few, many = ("cross", "disc", "square", "triangle"), (*DIGITS[:9], "telephone")
+    for names, rotation in ((few, 0), (many, 90)):
+        figure = confusion_matrix(*answers(len(names)), names)
+        assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {rotation}

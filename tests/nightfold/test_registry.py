@@ -13,41 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from nightfold.bundle import FoldScores, HoldoutScores, Manifest, ModelFacts
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.registry import Registry
-from nightfold.store import Store, write_json
+from nightfold.store import Store
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path, add_bundle) -> Registry:
     registry = Registry(Store(tmp_path))
     for version in "abc":
         add_bundle(registry.folder, version)
     return registry
-
-
-def add_bundle(folder: Path, version: str) -> Path:
-    bundle = folder / version
-    bundle.mkdir(parents=True)
-    for name in ("model.keras", "golden.npz", "README.md"):
-        (bundle / name).write_text(f"{name} of {version}")
-    facts = ModelFacts(
-        version=version,
-        run_id="run",
-        dataset="mnist",
-        dataset_digest="0" * 64,
-        plan_digest="1" * 64,
-        class_names=("no", "yes"),
-        scaling={},
-        candidate={"name": "dense"},
-        candidate_digest="2" * 64,
-        cross_validated=FoldScores.of([0.9, 0.95]),
-        holdout=HoldoutScores(rows=10, accuracy=0.9, log_loss=0.1, brier=0.1, ece=0.1),
-    )
-    manifest = Manifest.describing(bundle, facts, (28, 28, 1))
-    write_json(bundle / "manifest.json", manifest.model_dump(mode="json"))
-    return bundle
 
 
 def names(registry: Registry) -> list[str]:
@@ -138,7 +114,7 @@ def test_rollback_without_champion_says_so(registry):
 def test_the_champion_with_another_manifest_is_refused(registry):
     registry.promote("a", "better")
     manifest = registry.folder / "a" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"run"', '"fun"'))
+    manifest.write_text(manifest.read_text().replace('"run-1"', '"run-2"'))
     with pytest.raises(BundleRefused, match=r"manifest\.json was altered"):
         registry.resolve("champion")
 
@@ -175,9 +151,11 @@ def test_versions_are_listed_with_the_broken_one_last(registry):
     assert "manifest.json" in found[2].error
 
 
-def test_a_model_is_a_version_or_a_path_and_else_the_versions_are_named(registry, tmp_path):
+def test_a_model_is_a_version_or_a_path_and_else_the_versions_are_named(
+    registry, tmp_path, add_bundle
+):
     assert registry.resolve("b") == registry.folder / "b"
-    elsewhere = add_bundle(tmp_path / "elsewhere", "z")
+    elsewhere = Path(add_bundle(tmp_path / "elsewhere", "z").path)
     assert registry.resolve(str(elsewhere)) == elsewhere
     for unknown in ("zebra", "../models/zebra", ""):
         with pytest.raises(UsageError, match="a, b, c"):

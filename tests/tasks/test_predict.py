@@ -7,49 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from nightfold.bundle import Bundle, FoldScores, HoldoutScores, ModelFacts, seal
 from nightfold.errors import BundleRefused, UsageError
-from nightfold.experiment import Candidate, Optimizer
-from nightfold.registry import Registry
-from nightfold.scaling import Scaler, pixel_histogram
-from nightfold.store import Store
 from nightfold.tables import batch_schema
-from nightfold.training import train
 from tasks.predict import classify_folder, images_below, predict
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def store(small_mnist, tmp_path_factory) -> Store:
-    """A store with one champion that knows its digits."""
-    store = Store(tmp_path_factory.mktemp("artifacts"))
-    rows = np.arange(600)
-    quick = Optimizer(learning_rate=0.05, momentum=0.9)
-    recipe = Candidate(name="dense", architecture="dense", optimizer=quick, epochs=4)
-    scaler = Scaler.fit("normalize", pixel_histogram(small_mnist.train.images, rows))
-    facts = ModelFacts(
-        version="night-1",
-        run_id="run-1",
-        dataset=small_mnist.name,
-        dataset_digest=small_mnist.digest,
-        plan_digest="1" * 64,
-        class_names=small_mnist.class_names,
-        scaling=scaler.model_dump(mode="json"),
-        candidate=recipe.model_dump(mode="json"),
-        candidate_digest=recipe.digest,
-        cross_validated=FoldScores.of([0.8, 0.9]),
-        holdout=HoldoutScores(rows=200, accuracy=0.8, log_loss=0.5, brier=0.2, ece=0.05),
-    )
-    model = train(recipe, small_mnist, rows, rows[:0], scaler=scaler, seed=1).model
-    seal(model, store.models, facts, np.asarray(small_mnist.test.images[:16]))
-    Registry(store).promote("night-1", "The first model.")
-    return store
-
-
-@pytest.fixture(scope="module")
-def bundle(store: Store) -> Bundle:
-    return Bundle.load(Registry(store).resolve("champion"))
 
 
 @pytest.fixture
@@ -66,8 +28,8 @@ def folder(small_mnist, tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_every_image_is_a_row_in_the_order_of_paths(folder, bundle, small_mnist, tmp_path):
-    done = classify_folder(images_below(folder), bundle, tmp_path / "t.parquet", "run-7")
+def test_every_image_is_a_row_in_the_order_of_paths(folder, champion, small_mnist, tmp_path):
+    done = classify_folder(images_below(folder), champion, tmp_path / "t.parquet", "run-7")
     assert (done.n_images, done.n_errors, done.model) == (302, 2, "night-1")
     table = pq.read_table(done.path)
     assert table.schema.equals(batch_schema(10))
@@ -75,7 +37,7 @@ def test_every_image_is_a_row_in_the_order_of_paths(folder, bundle, small_mnist,
     assert table["path"].to_pylist() == sorted(table["path"].to_pylist())
     rows = {Path(row["path"]).name: row for row in table.to_pylist()}
     assert len(rows) == 302
-    expected = bundle.predict(np.asarray(small_mnist.test.images))
+    expected = champion.predict(np.asarray(small_mnist.test.images))
     for i, probabilities in enumerate(expected):
         row = rows[f"{i:03}.png"]
         assert row["predicted"] == probabilities.argmax()
@@ -86,8 +48,8 @@ def test_every_image_is_a_row_in_the_order_of_paths(folder, bundle, small_mnist,
     assert done.counts == {name: named.count(name) for name in small_mnist.class_names}
 
 
-def test_an_unreadable_image_is_a_row_that_says_why(folder, bundle, tmp_path):
-    done = classify_folder(images_below(folder), bundle, tmp_path / "t.parquet", "run-7")
+def test_an_unreadable_image_is_a_row_that_says_why(folder, champion, tmp_path):
+    done = classify_folder(images_below(folder), champion, tmp_path / "t.parquet", "run-7")
     rows = {Path(row["path"]).name: row for row in pq.read_table(done.path).to_pylist()}
     for name in ("broken.png", "empty.JPG"):
         assert name in rows[name]["error"]
@@ -95,19 +57,19 @@ def test_an_unreadable_image_is_a_row_that_says_why(folder, bundle, tmp_path):
     assert "note.txt" not in rows
 
 
-def test_a_folder_of_unreadable_images_is_a_table_too(bundle, tmp_path):
+def test_a_folder_of_unreadable_images_is_a_table_too(champion, tmp_path):
     (tmp_path / "a.png").write_text("no image")
-    done = classify_folder([tmp_path / "a.png"], bundle, tmp_path / "t.parquet", "run-7")
+    done = classify_folder([tmp_path / "a.png"], champion, tmp_path / "t.parquet", "run-7")
     assert (done.n_errors, set(done.counts.values())) == (1, {0})
 
 
-def test_a_batch_that_dies_leaves_no_table(folder, bundle, tmp_path):
+def test_a_batch_that_dies_leaves_no_table(folder, champion, tmp_path):
     def paths_until_the_disk_is_gone():
         yield from images_below(folder)
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        classify_folder(paths_until_the_disk_is_gone(), bundle, tmp_path / "o" / "t.parquet", "r")
+        classify_folder(paths_until_the_disk_is_gone(), champion, tmp_path / "o" / "t.parquet", "r")
     assert list((tmp_path / "o").iterdir()) == []
 
 

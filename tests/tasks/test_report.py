@@ -60,6 +60,7 @@ class RunBuilder:
     ) -> None:
         self.store = Store(artifacts)
         self.folder = self.store.run(RUN_ID)
+        self.name = "mnist"
         self.train, self.test = splits
         self.candidates = candidates or CANDIDATES
         self.folds, self.epochs, self.perfect = folds, epochs, perfect
@@ -276,7 +277,7 @@ class RunBuilder:
             "runner": "processes",
             "versions": {"nightfold": "0.1.0", "python": "3.11.9", "tensorflow": "2.21.0"},
             "dataset": DatasetFacts(
-                name="mnist",
+                name=self.name,
                 origin="mnist",
                 path=str(self.dataset.path),
                 digest=self.dataset.digest,
@@ -452,6 +453,17 @@ def test_fewer_epochs_than_the_tutorial_are_said(
     folder = RunBuilder(tmp_path, splits, candidates={"deep": 0.01}, folds=2, epochs=10).write()
     build_report(folder)
     assert "Trained for at most" not in (folder / "report.html").read_text()
+
+
+def test_the_tutorials_epochs_say_nothing_of_other_data(
+    splits: tuple[Split, Split], tmp_path: Path
+) -> None:
+    builder = RunBuilder(tmp_path, splits, candidates={"deep": 0.01}, folds=2, epochs=1)
+    builder.name = "letters"
+    build_report(builder.write())
+    page = (builder.folder / "report.html").read_text()
+    assert "on letters" in page
+    assert "published" not in page
 
 
 def test_the_description_is_shown(page: str) -> None:

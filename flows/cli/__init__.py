@@ -1,0 +1,55 @@
+"""The `nightfold` command: reads what the user wants, calls a flow or a noun, says what came out.
+
+One file a subject: `data` (ingest, validate), `nights` (evaluate, retrain, report), `predict` and
+`models`; `options` holds what several of them take. Nothing heavy is imported before a sub-command
+needs it, so help answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+import typer
+
+from flows.cli import data, models, nights, predict
+from flows.cli.output import tell
+from nightfold.errors import NightfoldError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Retrain image classifiers every night and publish only what is proven.",
+    epilog="Start here: `nightfold retrain` runs the whole night on the shipped MNIST.",
+)
+for subject in (data, nights, predict):
+    app.add_typer(subject.app)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one sentence and its exit code."""
+    # Prefect ends its server only if the process ends in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.unraisablehook = _signal_again
+    try:
+        app()
+    except NightfoldError as error:
+        tell(f"nightfold: {error}")
+        sys.exit(error.exit_code)
+
+
+def _signal_again(lost: sys.UnraisableHookArgs) -> None:
+    """Signal once more if what a signal has raised was lost.
+
+    Python drops an exception that comes up while it runs a destructor, and imports run thousands.
+    """
+    if lost.exc_type in (KeyboardInterrupt, SystemExit):
+        number = signal.SIGINT if lost.exc_type is KeyboardInterrupt else signal.SIGTERM
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.1, signal.pthread_kill, [main_thread, number]).start()
+    else:
+        sys.__unraisablehook__(lost)

@@ -1,0 +1,102 @@
+"""`nightfold models`: list, show, promote and roll back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import ARTIFACTS, ArtifactsOption, JsonOption
+from flows.cli.output import print_json, say, tell
+
+app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back models.")
+
+
+@app.command("list")
+def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFACTS) -> None:
+    """List all models, newest last; the champion is marked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from nightfold.registry import Registry
+    from nightfold.store import Store
+
+    versions = Registry(Store(artifacts)).versions()
+    if as_json:
+        print_json(
+            [
+                {
+                    "version": v.version,
+                    "champion": v.champion,
+                    "error": v.error,
+                    "manifest": v.manifest.model_dump(mode="json") if v.manifest else None,
+                }
+                for v in versions
+            ]
+        )
+        return
+    if not versions:
+        tell(f"No models under {Store(artifacts).models} yet: 'nightfold retrain' makes one.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "version", "candidate", "data set"):
+        table.add_column(column, no_wrap=True)
+    for column in ("CV accuracy", "hold-out"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for v in versions:
+        if v.manifest is None:
+            table.add_row("!", v.version, v.error)
+            continue
+        table.add_row(
+            "*" if v.champion else "",
+            v.version,
+            str(v.manifest.candidate["name"]),
+            v.manifest.dataset,
+            f"{100 * v.manifest.cross_validated.mean:.3f} %",
+            f"{100 * v.manifest.holdout.accuracy:.3f} %",
+        )
+    Console(soft_wrap=True).print(table)
+    tell("* champion")
+
+
+@app.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(help="champion, a version or a path.")] = "champion",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Verify a model's bundle and print its manifest as JSON."""
+    from nightfold.bundle import verify
+    from nightfold.registry import Registry
+    from nightfold.store import Store
+
+    manifest = verify(Registry(Store(artifacts)).resolve(model))
+    print_json(manifest.model_dump(mode="json"))
+
+
+@app.command("promote", epilog="Example: `nightfold models promote 20261121-020000-1a2b3c`")
+def promote_model(
+    version: Annotated[str, typer.Argument(help="A version from the list.")],
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "promoted by hand",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Make a model the champion by hand."""
+    from nightfold.registry import Registry
+    from nightfold.store import Store
+
+    entry = Registry(Store(artifacts)).promote(version, reason)
+    say(f"champion is now {entry.version}")
+
+
+@app.command("rollback")
+def rollback_model(
+    version: Annotated[
+        str | None, typer.Argument(help="Which earlier champion; the last one if left out.")
+    ] = None,
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Go back to an earlier champion; its bundle is verified first."""
+    from nightfold.registry import Registry
+    from nightfold.store import Store
+
+    entry = Registry(Store(artifacts)).rollback(version)
+    say(f"champion is now {entry.version}")

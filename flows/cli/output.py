@@ -1,0 +1,48 @@
+"""What the command says: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nightfold.summary import Summary
+
+
+def say(text: str) -> None:
+    """A line of the result."""
+    typer.echo(text)
+
+
+def tell(text: str) -> None:
+    """A line beside the result, which a program that reads the result does not see."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """The result as one JSON document."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def show_outcome(summary: Summary, folder: Path) -> None:
+    """How a run ended, and where its report is."""
+    for facts in summary.candidates:
+        say(
+            f"{facts.name:<16} Accuracy: mean={100 * facts.accuracy_mean:.3f} "
+            f"std={100 * facts.accuracy_std:.3f}, n={facts.n}"
+        )
+    if summary.final:
+        final = summary.final
+        say(
+            f"final model      {final.candidate}, {100 * final.holdout_accuracy:.3f} % "
+            f"on {final.holdout_rows:,} hold-out images"
+        )
+    if summary.promotion:
+        outcome = "promoted" if summary.promotion.promoted else "not promoted"
+        say(f"{outcome:<16} {summary.promotion.reason}")
+    minutes, seconds = divmod(round(summary.seconds), 60)
+    say(f"took             {minutes} min {seconds} s")
+    say(f"report           {folder / 'report.html'}")
