@@ -40,8 +40,10 @@ class Settings(BaseModel):
     def load(self) -> Experiment:
         """The experiment with every given value in place of its own."""
         path = Path(self.experiment)
-        experiment = load_experiment(path if path.suffix else self.experiment).overridden(
+        return load_experiment(path if path.suffix else self.experiment).overridden(
             dataset=self.dataset,
+            size=self.size,
+            channels=self.channels,
             limit=self.limit,
             candidates=self.candidates,
             folds=self.folds,
@@ -49,10 +51,6 @@ class Settings(BaseModel):
             epochs=self.epochs,
             seed=self.seed,
         )
-        shape = {"size": self.size, "channels": self.channels}
-        given = {key: value for key, value in shape.items() if value is not None}
-        dataset = experiment.dataset.model_copy(update=given)
-        return experiment.model_copy(update={"dataset": dataset})
 
     @property
     def n_workers(self) -> int:

@@ -251,6 +251,8 @@ class Experiment(Declared):
         self,
         *,
         dataset: str | None = None,
+        size: tuple[int, int] | None = None,
+        channels: Literal[1, 3] | None = None,
         limit: int | None = None,
         candidates: list[str] | None = None,
         folds: int | None = None,
@@ -264,6 +266,9 @@ class Experiment(Declared):
         ----------
         dataset : str, optional
             Source URI.
+        size : tuple of int, optional
+            Height and width to resize images to.
+        channels : {1, 3}, optional
         limit, folds, repeats, epochs, seed : int, optional
         candidates : list of str, optional
             Names to keep, in the order of the experiment.
@@ -280,8 +285,9 @@ class Experiment(Declared):
                 # Another kind of source has its own shape and splits; the limit still holds.
                 kept = {k: v for k, v in document["dataset"].items() if k in ("source", "limit")}
                 document["dataset"] = kept
-        if limit is not None:
-            document.setdefault("dataset", {})["limit"] = limit
+        for key, value in (("size", size), ("channels", channels), ("limit", limit)):
+            if value is not None:
+                document.setdefault("dataset", {})[key] = value
         if candidates is not None:
             wanted = {self.candidate(name).name for name in candidates}
             document["candidates"] = [c for c in document["candidates"] if c["name"] in wanted]
@@ -310,7 +316,7 @@ def load_experiment(name: str | Path) -> Experiment:
         If there is no such file, or with file, key and limit if a value cannot be used.
     """
     path = Path(name).expanduser()
-    if not path.exists():
+    if not path.is_file():  # a folder may have the name of an experiment
         path = shipped("experiments", f"{name}.toml")
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in shipped("experiments").glob("*.toml")))

@@ -29,6 +29,7 @@ def address(bench, free_port):
 
 def settings(artifacts, **changes):
     return Settings(
+        experiment="tutorial",
         limit=300,
         folds=3,
         epochs=1,

@@ -192,7 +192,7 @@ def processes_of(run):
 
 @slow
 def test_a_cancelled_run_ends_soon_and_leaves_no_process(on_demand, deployed, tmp_path):
-    settings = {"epochs": 50, "candidates": ["deep"], "workers": 2, "artifacts": str(tmp_path)}
+    settings = {"epochs": 500, "candidates": ["baseline"], "artifacts": str(tmp_path)}
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(
             read_deployment("retrain/on-demand").id, parameters={"settings": settings}

@@ -34,7 +34,7 @@ def retrain(bench, tmp_path_factory):
 
     def run(source, *options):
         artifacts = tmp_path_factory.mktemp("artifacts")
-        short = ["--candidates", "deep", "--folds", "2", "--epochs", "3", "--workers", "2"]
+        short = ["--candidates", "swift", "--folds", "2", "--epochs", "3", "--workers", "2"]
         place = ["--artifacts", artifacts, "--run-id", "unseen"]
         nightfold = Path(sys.executable).with_name("nightfold")
         done = subprocess.run(

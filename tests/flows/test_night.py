@@ -42,6 +42,7 @@ def settings(small_mnist, tmp_path_factory):
 
     def make(artifacts, **changes):
         values = {
+            "experiment": "tutorial",
             "dataset": f"parquet:{folder}",
             "folds": 2,
             "epochs": 1,

@@ -69,12 +69,18 @@ def test_a_missing_experiment_lists_the_shipped_ones():
         load_experiment("nights")
 
 
+def test_a_folder_of_the_same_name_does_not_hide_an_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "night").mkdir()
+    assert load_experiment("night").name == "night"
+
+
 def test_an_override_replaces_one_value_and_keeps_the_rest():
     night = load_experiment("night")
-    changed = night.overridden(epochs=1, candidates=["deep"], limit=100, folds=3, seed=9)
-    assert [c.name for c in changed.candidates] == ["deep"]
+    changed = night.overridden(epochs=1, candidates=["swift"], limit=100, folds=3, seed=9)
+    assert [c.name for c in changed.candidates] == ["swift"]
     assert changed.candidates[0].epochs == 1
-    assert changed.candidates[0].optimizer == night.candidate("deep").optimizer
+    assert changed.candidates[0].optimizer == night.candidate("swift").optimizer
     assert (changed.plan.folds, changed.plan.seed, changed.seed) == (3, 1, 9)
     assert changed.dataset.limit == 100
     assert night.overridden() == night
@@ -92,7 +98,7 @@ def test_an_override_out_of_its_limits_names_the_command_line():
 
 
 def test_a_candidate_that_does_not_exist_lists_those_that_do():
-    with pytest.raises(UsageError, match=r"'shallow'.*baseline, batch_norm, deep"):
+    with pytest.raises(UsageError, match=r"'shallow'.*baseline, swift"):
         load_experiment("night").overridden(candidates=["shallow"])
 
 

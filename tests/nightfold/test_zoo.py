@@ -11,13 +11,23 @@ from nightfold.scaling import Scaler
 from nightfold.zoo import architectures, find, fingerprint
 
 PARAMETERS = {
-    # conv + dense layers, counted by hand from the published description
+    # conv + dense layers and batch norm, counted by hand from the description
     "baseline": (9 * 32 + 32) + (13 * 13 * 32 * 100 + 100) + 1010,
     "batch_norm": (9 * 32 + 32) + 2 * 32 + (13 * 13 * 32 * 100 + 100) + 2 * 100 + 1010,
     "deep": 320 + (9 * 32 * 64 + 64) + (9 * 64 * 64 + 64) + (4 * 4 * 64 * 100 + 100) + 1010,
     "deep_single": 320 + (9 * 32 * 64 + 64) + (5 * 5 * 64 * 100 + 100) + 1010,
     "dense": (784 * 128 + 128) + 1290,
     "wide_cnn": 320 + 18496 + (3136 * 3136 + 3136) + (3136 * 128 + 128) + 1290,
+    "swift": 624 + 48 + (9 * 24 * 32 + 32) + 64 + (5 * 5 * 32 * 256 + 256) + 2570,
+    "sharp": 832
+    + 64
+    + (9 * 32 * 64 + 64)
+    + 128
+    + (9 * 64 * 64 + 64)
+    + 128
+    + (4 * 4 * 64 * 256 + 256)
+    + 512
+    + 2570,
     "adam_dropout": (9 * 28 + 28) + (13 * 13 * 28 * 128 + 128) + 1290,
 }
 
