@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from benchmarks.contestants.protocol import folds, folds_digest
 from benchmarks.measure import ROOT
 from nightfold.experiment import PlanChoice
 from nightfold.foldplan import FoldPlan
+
+no_torch = pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
 
 
 def test_rivals_have_the_folds_of_the_plan(small_mnist):
@@ -25,7 +28,9 @@ def test_rivals_have_the_folds_of_the_plan(small_mnist):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["sequential", "scikit"])
+@pytest.mark.parametrize(
+    "script", ["sequential", "scikit", pytest.param("pytorch", marks=no_torch)]
+)
 def test_a_rival_trains_all_folds_and_hands_back_what_it_saw(script, tmp_path):
     data, result = digits.write_archive(tmp_path / "mnist.npz", 1000), tmp_path / "result.json"
     done = subprocess.run(
