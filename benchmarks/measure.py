@@ -218,7 +218,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def _command() -> str:
-    """What was typed, with the module's name in place of its path."""
+    """What was typed; paths of this machine are nobody else's, so only their last part is kept."""
     specification = getattr(sys.modules["__main__"], "__spec__", None)
     name = specification.name if specification else Path(sys.argv[0]).stem
-    return shlex.join(["python", "-m", name, *sys.argv[1:]])
+    shown = [f".../{Path(a).name}" if a.startswith("/") else a for a in sys.argv[1:]]
+    return shlex.join(["python", "-m", name, *shown])

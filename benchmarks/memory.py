@@ -1,11 +1,13 @@
 """D: memory of a run on a million images, by process, with one worker and with two.
 
-The dense network in batches of 1,000 is trained, because it is over soon and the pixels are what
-is looked at. Linux only: figures are those of ``/proc/PID/smaps_rollup``.
+What grows with the pixels is told from what every process needs anyway by running on a tenth of
+them as well. The dense network in batches of 1,000 is trained, because it is over soon and the
+pixels are what is looked at. Linux only: figures are those of ``/proc/PID/smaps_rollup``.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -16,11 +18,22 @@ import psutil
 import typer
 
 from benchmarks.digits import write_many
-from benchmarks.measure import RESULTS, Minutes, Results, Spread, publish, ratios, take_turns
+from benchmarks.measure import (
+    RESULTS,
+    Measurement,
+    Minutes,
+    Results,
+    Spread,
+    publish,
+    take_turns,
+)
 from benchmarks.nightly import run_nightfold, write_experiment
 
 FIGURES = ("rss", "pss", "private")
 SECONDS_BETWEEN_SAMPLES = 0.5
+IMAGE_BYTES = 28 * 28
+PART = 10
+"""The smaller runs are on one row in so many."""
 
 
 def read_memory(process: psutil.Process) -> dict[str, int]:
@@ -52,14 +65,21 @@ def role(process: psutil.Process, command: int) -> str:
 class Watch:
     """Samples a run's processes while a ``with`` block starts and awaits it.
 
+    Parameters
+    ----------
+    artifacts : Path
+        Of the run; its ``jobs.json`` there tells that folds are being trained.
+
     Attributes
     ----------
     peaks : dict of str to int
         Largest value seen in bytes: ``parent_rss``, ``worker_pss``, ... of the largest process in
-        that role, and ``total_pss`` of all together at one moment.
+        that role; ``total_pss`` of all together at one moment; and ``training_pss``, the same from
+        when the folds were planned.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, artifacts: Path) -> None:
+        self.artifacts = artifacts
         self.peaks: dict[str, int] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
@@ -88,6 +108,8 @@ class Watch:
             for figure, value in memory.items():
                 self._raise_to(f"{name}_{figure}", value)
         self._raise_to("total_pss", total)
+        if any(self.artifacts.glob("runs/*/jobs.json")):
+            self._raise_to("training_pss", total)
 
     def _raise_to(self, name: str, value: int) -> None:
         self.peaks[name] = max(value, self.peaks.get(name, 0))
@@ -101,13 +123,16 @@ def main(
     """Measure row D."""
     with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
         work = Path(folder)
-        data = write_many(work / "digits", rows)
         experiment = write_experiment(work / "memory.toml", "dense", epochs=1, batch_size=1000)
 
-        def measurement(workers: int) -> Any:
+        def measurement(workers: int, n_rows: int) -> Measurement:
+            data = work / f"digits-{n_rows}"
+            if not data.exists():
+                write_many(data, n_rows)
+
             def measure(number: int) -> dict[str, Any]:
-                artifacts = work / f"night-{workers}-{number}"
-                with Watch() as watch:
+                artifacts = work / f"night-{workers}-{n_rows}-{number}"
+                with Watch(artifacts) as watch:
                     night = run_nightfold(
                         "evaluate",
                         experiment,
@@ -115,51 +140,62 @@ def main(
                         artifacts=artifacts,
                         prefect_home=work / "prefect",
                     )
-                return {"seconds": night.seconds, **watch.peaks}
+                shutil.rmtree(artifacts)  # a snapshot of a million images a run
+                run = {"workers": workers, "rows": n_rows, "seconds": night.seconds}
+                return {**run, **watch.peaks}
 
             return measure
 
-        measured = take_turns({"1 worker": measurement(1), "2 workers": measurement(2)}, minutes)
+        runs = {
+            f"{workers} on {n_rows:,}": measurement(workers, n_rows)
+            for n_rows in (rows // PART, rows)
+            for workers in (1, 2)
+        }
+        measured = take_turns(runs, minutes)
     _publish(measured, rows, results)
 
 
 def _publish(measured: pd.DataFrame, rows: int, results: Path) -> None:
-    pixels = rows * 28 * 28
-    lines = []
-    for name in [f"{role}_{figure}" for role in ("parent", "worker") for figure in FIGURES]:
-        lines.append(_line(measured, name))
-    lines.append(_line(measured, "total_pss"))
-    wide = measured.pivot(index="round", columns="contestant", values="total_pss")
-    added = Spread.of((wide["2 workers"] - wide["1 worker"]) / pixels)
+    names = [f"{role}_{figure}" for role in ("parent", "worker") for figure in FIGURES]
+    summary = pd.DataFrame(
+        _line(measured, name, rows) for name in [*names, "total_pss", "training_pss"]
+    )
     publish(
         "memory",
-        f"D: memory of a run on {rows:,} images of 28 x 28 ({_gigabytes(pixels)} GB of pixels)",
-        measured.assign(rows=rows, pixel_bytes=pixels),
-        pd.DataFrame(lines),
+        f"D: memory of a run on {rows:,} images of 28 x 28 ({_gigabytes(rows)} GB of pixels)",
+        measured,
+        summary,
         [
-            f"The second worker adds {added} times the pixels to the memory of all processes "
-            "together; with one copy on the machine it adds far less than 1, with a copy each, 1 "
-            "or more.",
-            "Largest values in GB (1e9 bytes), sampled twice a second from the start of the "
-            "command to its end; *worker* is the larger of two. *rss* counts every page a process "
-            "maps, shared or not; *pss* divides shared pages among those who map them; *private* "
-            "are pages nobody else maps. The parent's peak is in ingest, which holds the source. "
-            "The test split has 1,000 images.",
+            f"*Copies* is how much the peak grew from {rows // PART:,} images to {rows:,}, over "
+            "how much the pixels grew: 0 is a process that takes nothing for itself, 1 is a copy "
+            "of its own, or one that all share in the figures of all processes together.",
+            "Peaks in GB (1e9 bytes), sampled twice a second from the start of the command to its "
+            "end; *worker* is the larger of two. *rss* counts every page a process maps, shared or "
+            "not; *pss* divides shared pages among those who map them; *private* are pages nobody "
+            "else maps. *total* is the pss of all processes together, *training* the same from "
+            "when folds were planned: ingest is over then. The test split has 1,000 images.",
         ],
         results,
     )
 
 
-def _line(measured: pd.DataFrame, name: str) -> dict[str, str]:
-    line = {"peak, GB": name.replace("_", " ")}
-    for contestant, own in measured.groupby("contestant", sort=False):
-        line[str(contestant)] = str(Spread.of(own[name] / 1e9))
-    line["2 workers ÷ 1"] = str(Spread.of(ratios(measured, name, "2 workers", "1 worker")))
+def _line(measured: pd.DataFrame, name: str, rows: int) -> dict[str, str]:
+    """Peak of one figure with one worker and with two, and how it grew with the pixels."""
+    line = {"peak": name.replace("_", " ")}
+    peak = measured.pivot(index="round", columns=["workers", "rows"], values=name)
+    for workers in (1, 2):
+        line[f"{workers} worker{'s'[: workers - 1]}, GB"] = str(
+            Spread.of(peak[workers, rows] / 1e9)
+        )
+    for workers in (1, 2):
+        grown = peak[workers, rows] - peak[workers, rows // PART]
+        copies = grown / ((rows - rows // PART) * IMAGE_BYTES)
+        line[f"copies, {workers}"] = str(Spread.of(copies))
     return line
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3f}"
+def _gigabytes(rows: int) -> str:
+    return f"{rows * IMAGE_BYTES / 1e9:.3f}"
 
 
 if __name__ == "__main__":
