@@ -101,10 +101,15 @@ def _figures(
     }
 
 
-def has_torch(python: Path) -> bool:
-    """Whether that interpreter can import PyTorch."""
-    done = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
-    return done.returncode == 0
+def torch_version(python: Path) -> str | None:
+    """Version of PyTorch that an interpreter imports; None if it has none."""
+    done = subprocess.run(
+        [python, "-c", "import torch; print(torch.__version__)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,7 +157,8 @@ def main(
         name: (script, pytorch if script == "pytorch" else Path(sys.executable))
         for name, script in RIVALS.items()
     }
-    if not has_torch(pytorch):
+    torch = torch_version(pytorch)
+    if torch is None:
         say(f"PyTorch is left out: {pytorch} has none (see benchmarks/README.md).")
         scripts.pop("PyTorch")
     chosen = architectures.split(",")
@@ -166,11 +172,16 @@ def main(
             }
             contestants["Nightfold"] = ours(data, architecture, epochs, work)
             measured = take_turns(contestants, minutes / len(chosen))
-            _publish(measured, architecture, epochs, rows, results)
+            _publish(measured, architecture, epochs, rows, torch, results)
 
 
 def _publish(
-    measured: pd.DataFrame, architecture: str, epochs: int, rows: int, results: Path
+    measured: pd.DataFrame,
+    architecture: str,
+    epochs: int,
+    rows: int,
+    torch: str | None,
+    results: Path,
 ) -> None:
     same = "identical" if measured.folds.nunique() == 1 else "NOT identical"
     rivals = f"{best_rival(measured, 'seconds')} for the whole run, "
@@ -181,7 +192,7 @@ def _publish(
         measured.assign(architecture=architecture, epochs=epochs, rows=rows),
         summarise(measured),
         [
-            f"Fold assignments are {same} in all runs.",
+            f"Fold assignments are {same} in all runs. PyTorch is {torch or 'left out'}.",
             f"Best rival in each round ÷ Nightfold: {rivals}.",
             READING,
         ],

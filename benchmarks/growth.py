@@ -104,9 +104,9 @@ def _publish(measured: pd.DataFrame, architecture: str, results: Path) -> None:
             f"{measured['round'].max()} rounds. *A row* is one row trained on in one fold, in "
             "seconds of a worker. *÷ base* of 1 is linear growth; below 1 the larger run is "
             "cheaper a row, because fixed costs are spread over more of them. *Training* is the "
-            "epochs alone, *folds* all that workers do, *run* the command, its wall time times the two "
-            "workers. Every epoch also scores the rows of its fold, a fifth of all with 5 folds and "
-            "a fiftieth with 50; they are not in the count of rows.",
+            "epochs alone, *folds* all that workers do, *run* the command, its wall time times "
+            "the two workers. Every epoch also scores the rows of its fold, a fifth of all with 5 "
+            "folds and a fiftieth with 50; they are not in the count of rows.",
         ],
         results,
     )

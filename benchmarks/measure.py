@@ -31,6 +31,7 @@ from nightfold.tables import write_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("nightfold", "tensorflow", "keras", "scikit-learn", "prefect", "numpy")
 LOAD_BEFORE = os.getloadavg()[0]
 
 Measurement = Callable[[int], dict[str, Any]]
@@ -151,9 +152,9 @@ def machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{memory:.0f} GiB",
         "load before": f"{LOAD_BEFORE:.2f}",
-        "system": platform.platform(terse=True),
+        "system": platform.system(),
         "python": platform.python_version(),
-        **{n: version(n) for n in ("nightfold", "tensorflow", "keras", "prefect", "numpy")},
+        **{name: version(name) for name in PACKAGES},
     }
 
 
