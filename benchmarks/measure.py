@@ -201,8 +201,8 @@ def publish(
     with atomic_file(results / f"{name}.md") as part:
         part.write_text("\n\n".join([*heading, *notes, f"Measured: {about}."]) + "\n")
     shown = Table(title=title, box=None, padding=(0, 2, 0, 0))
-    for position, column in enumerate(summary.columns):
-        shown.add_column(str(column), no_wrap=position == 0)
+    for column in summary.columns:
+        shown.add_column(str(column))
     for row in summary.astype(str).itertuples(index=False):
         shown.add_row(*row)
     console = Console()

@@ -20,7 +20,7 @@ FULL_EPOCHS = 10
 PARTS = {
     "before": "before the first fold: imports, Prefect's server, ingest, validation, scalers",
     "in_folds": "in folds beside epochs: building, tracing, scoring, writing",
-    "between": "between folds on a worker: dispatch",
+    "between": "of a worker beside folds: a late start, dispatch",
     "idle": "a core idle at the end, while the last fold runs",
     "after": "after the last fold: tables, comparison, report",
 }
@@ -118,8 +118,8 @@ def _publish(measured: pd.DataFrame, what: str, results: Path) -> None:
             f"{len(measured)} rounds, each cold: a new Prefect profile, no server, no snapshot. "
             "For 10 epochs, training and the idle core at the end are scaled and everything else "
             "is kept as measured. The idle core is what is left when folds do not divide evenly "
-            "among workers; it is counted in the first two shares and shown apart in the third. "
-            "The first step is the start of the first epoch, which still traces its graph.",
+            "among workers; it is in the first two shares and left out of the third. The first "
+            "step is the start of the first epoch, which still traces its graph.",
         ],
         results,
     )
