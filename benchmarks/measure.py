@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+import psutil
 import pyarrow as pa
 import typer
 from rich.console import Console
@@ -32,7 +33,8 @@ from nightfold.tables import write_table
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("nightfold", "tensorflow", "keras", "scikit-learn", "prefect", "numpy")
-LOAD_BEFORE = os.getloadavg()[0]
+BUSY = 10
+"""Percent of the processor that others may use before a result carries a warning."""
 
 Measurement = Callable[[int], dict[str, Any]]
 """Given the round, counted from 1, runs once and returns figures by name."""
@@ -151,11 +153,20 @@ def machine() -> dict[str, str]:
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{memory:.0f} GiB",
-        "load before": f"{LOAD_BEFORE:.2f}",
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def _warning(others: float) -> list[str]:
+    """A sentence if others use the processor, percent of all cores."""
+    if others <= BUSY:
+        return []
+    return [
+        f"**The machine was busy: others used {others:.0f} % of the processor when this ended. "
+        "Measure again on a quiet one before quoting it.**"
+    ]
 
 
 def _processor() -> str:
@@ -192,7 +203,10 @@ def publish(
     results : Path
         Folder of the files.
     """
-    facts = {**machine(), "command": _command()}
+    # Everything of ours has ended, so whatever is still computing is somebody else's.
+    others = psutil.cpu_percent(interval=1)
+    facts = {**machine(), "used by others": f"{others:.0f} %", "command": _command()}
+    notes = [*notes, *_warning(others)]
     results.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pandas(rows, preserve_index=False)
     write_table(results / f"{name}.parquet", table, name=f"benchmark {name}", **facts)

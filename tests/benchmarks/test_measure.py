@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.measure import Spread, markdown, publish, ratios, take_turns
+from benchmarks.measure import BUSY, Spread, _warning, markdown, publish, ratios, take_turns
 
 
 @pytest.fixture
@@ -73,3 +73,8 @@ def test_what_is_published_holds_every_measurement_and_the_machine(rows, tmp_pat
     assert "| ours | 3.00 (2.00 to 4.00) |" in text
     assert "How to read it." in text
     assert "processor" in text
+
+
+def test_a_result_from_a_busy_machine_says_so():
+    assert _warning(BUSY) == []
+    assert "30 % of the processor" in _warning(30.0)[0]
