@@ -29,7 +29,7 @@ from benchmarks.measure import (
 )
 from benchmarks.nightly import run_nightfold, write_experiment
 
-FIGURES = ("rss", "pss", "private")
+FIGURES = ("rss", "pss", "private", "anonymous")
 SECONDS_BETWEEN_SAMPLES = 0.5
 IMAGE_BYTES = 28 * 28
 PART = 10
@@ -37,10 +37,11 @@ PART = 10
 
 
 def read_memory(process: psutil.Process) -> dict[str, int]:
-    """Resident, proportional and private memory of a process, bytes.
+    """Resident, proportional, private and anonymous memory of a process, bytes.
 
     Resident counts every page it maps, proportional divides shared pages among those who map
-    them, private counts pages that no other process maps.
+    them, private counts pages that no other process maps (a file's too), anonymous counts what is
+    no file's: copies that are its own.
     """
     text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
     kib = {
@@ -49,7 +50,12 @@ def read_memory(process: psutil.Process) -> dict[str, int]:
         if line.endswith("kB")
     }
     private = kib["Private_Clean"] + kib["Private_Dirty"]
-    return {"rss": 1024 * kib["Rss"], "pss": 1024 * kib["Pss"], "private": 1024 * private}
+    return {
+        "rss": 1024 * kib["Rss"],
+        "pss": 1024 * kib["Pss"],
+        "private": 1024 * private,
+        "anonymous": 1024 * kib["Anonymous"],
+    }
 
 
 def role(process: psutil.Process, command: int) -> str:
@@ -172,7 +178,8 @@ def _publish(measured: pd.DataFrame, rows: int, results: Path) -> None:
             "Peaks in GB (1e9 bytes), sampled twice a second from the start of the command to its "
             "end; *worker* is the larger of two. *rss* counts every page a process maps, shared or "
             "not; *pss* divides shared pages among those who map them; *private* are pages nobody "
-            "else maps. *total* is the pss of all processes together, *training* the same from "
+            "else maps, those of the snapshot's file too; *anonymous* are no file's: a copy of its "
+            "own. *total* is the pss of all processes together, *training* the same from "
             "when folds were planned: ingest is over then. The test split has 1,000 images.",
         ],
         results,

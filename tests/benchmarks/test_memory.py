@@ -16,6 +16,7 @@ def test_what_a_process_allocates_is_private_until_it_gives_it_back():
     pages = np.ones(100 << 20, np.uint8)
     before = read_memory(psutil.Process())
     assert before["rss"] >= before["pss"] >= before["private"] >= pages.nbytes
+    assert before["anonymous"] >= pages.nbytes
     del pages
     after = read_memory(psutil.Process())
     assert before["private"] - after["private"] >= 100 << 20
