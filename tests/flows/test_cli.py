@@ -1,6 +1,7 @@
 """The command: quick help, one sentence for a mistake, the right exit code, clean JSON."""
 
 import gzip
+import json
 import os
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["ingest", "validate", "evaluate", "retrain", "predict", "report"]
+    "command", ["ingest", "validate", "evaluate", "retrain", "plan", "predict", "report"]
 )
 def test_every_command_explains_itself_with_an_example(command):
     done = run(command, "--help")
@@ -68,6 +69,7 @@ def test_every_command_explains_itself_with_an_example(command):
         (["evaluate", "--runner", "carrier-pigeon"], ["--runner", "carrier-pigeon"]),
         (["evaluate", "--workers", "0"], ["--workers"]),
         (["retrain", "--run-id", "../../etc"], ["run id"]),
+        (["plan", "--repeats", "0"], ["repeats", "0"]),
         (["ingest", "idx:no/such/place"], ["no/such/place"]),
         (["ingest", "ftp:somewhere"], ["ftp", "folder"]),
         (["ingest", "mnist", "--size", "huge"], ["--size", "32x32"]),
@@ -172,6 +174,24 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code, "wait"], cwd=ROOT, timeout=30)
     assert done.returncode == exit_code
+
+
+def test_a_plan_is_told_without_a_night_before_it(small_idx, tmp_path):
+    done = run("plan", "--dataset", f"idx:{small_idx}", "--artifacts", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert "600 images, 5 folds" in done.stdout
+    assert "swift against baseline" in done.stdout
+    assert "any number" in done.stdout
+    assert "unknown" in done.stdout
+    assert "Assumed" in done.stderr
+
+
+def test_a_plan_in_json_is_all_there_is_on_standard_output(small_idx, tmp_path):
+    arguments = ("--dataset", f"idx:{small_idx}", "--repeats", "2", "--json")
+    done = run("plan", *arguments, "--artifacts", tmp_path / "a")
+    told = json.loads(done.stdout)
+    assert [effort["repeats"] for effort in told["efforts"]] == [2, 4, 6, 10, 20]
+    assert told["notes"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,139 @@
+"""`nightfold plan` and `history`: what a night can prove, and what the nights have proven."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from flows.cli.options import JsonOption, NightOptions, with_night_options
+from flows.cli.output import print_json, say, tell
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nightfold.bundle import Manifest
+    from nightfold.planner import Detectable, Outlook
+    from nightfold.store import Store
+
+app = typer.Typer()
+
+SHOWN_PAIRS = 6
+"""Pairs in the table, the hardest first; `--json` has all."""
+
+
+@app.command(epilog="Example: `nightfold plan night --repeats 2`")
+@partial(with_night_options, without=("runner", "address", "seed", "run_id"))
+def plan(options: NightOptions, as_json: JsonOption = False) -> None:
+    """Say what difference a night can detect, and what more repeats would cost and buy.
+
+    Takes the words of `retrain` and trains nothing. The spread of differences and the time of
+    training are those of earlier nights; what is assumed without one is said.
+    """
+    from nightfold.foldplan import FoldPlan
+    from nightfold.planner import Earlier, plan_ahead
+    from nightfold.store import Store
+    from tasks.compare import ROPE, SURE
+    from tasks.ingest import take_in
+
+    settings = options.settings()
+    experiment, store = settings.load(), Store(options.artifacts)
+    dataset = take_in(experiment.dataset, str(options.artifacts))
+    champion = _champion(store)
+    outlook = plan_ahead(
+        experiment.candidates,
+        champion if champion and champion.dataset == dataset.name else None,
+        FoldPlan.build(experiment.plan, dataset),
+        Earlier.read(store, dataset.name),
+        workers=settings.n_workers,
+        rope=ROPE,
+        sure=SURE,
+    )
+    if as_json:
+        print_json(
+            {"experiment": experiment.name, "dataset": dataset.name}
+            | outlook.model_dump(mode="json")
+        )
+        return
+    say(
+        f"{experiment.name} on {dataset.name}: {outlook.n_rows:,} images, {outlook.folds} folds, "
+        f"repeats {outlook.repeats}, workers {outlook.workers}"
+    )
+    _show(outlook)
+
+
+def _champion(store: Store) -> Manifest | None:
+    """What is known of the model in use, if there is one."""
+    from nightfold.bundle import read_manifest
+    from nightfold.registry import Registry
+
+    registry = Registry(store)
+    entry = registry.champion()
+    if entry is None:
+        return None
+    return read_manifest(registry.folder / entry.version, manifest_sha256=entry.manifest_sha256)
+
+
+def _show(outlook: Outlook) -> None:
+    from rich.console import Console
+
+    if not outlook.pairs:
+        say("One candidate and no other champion on this data: there is no difference to detect.")
+        return
+    basis = {"others": "other pairs", "assumed": "assumed"}
+    pairs = _table("pair", "spread", "known from", "detectable", "95 % interval")
+    for pair in outlook.pairs[:SHOWN_PAIRS]:
+        known = basis.get(pair.basis) or f"{pair.plans} plan{'s' if pair.plans > 1 else ''}"
+        pairs.add_row(
+            f"{pair.b} against {pair.a}",
+            f"{100 * pair.deviation:.3f}",
+            known,
+            *_points(pair.tonight),
+        )
+    efforts = _table("repeats", "folds", "minutes", "detectable", "95 % interval")
+    for effort in outlook.efforts:
+        efforts.add_row(
+            str(effort.repeats),
+            str(effort.folds),
+            "unknown" if effort.minutes is None else f"{effort.minutes:.1f}",
+            *_points(effort.detectable),
+        )
+    efforts.add_row("any number", "", "", f"{100 * outlook.floor:.3f}", "")
+    console = Console(soft_wrap=True)
+    console.print(pairs)
+    hidden = len(outlook.pairs) - SHOWN_PAIRS
+    if hidden > 0:
+        say(f"and {hidden} more pairs that are easier to tell apart (--json has them)")
+    say(f"\nMore repeats, for {outlook.pairs[0].b} against {outlook.pairs[0].a}:")
+    console.print(efforts)
+    tell(
+        "\nIn points of accuracy. Spread: standard deviation of the difference between folds. "
+        "Detectable: the smallest true difference that gets the verdict 'better' "
+        f"({100 * outlook.sure:g} % sure of more than {100 * outlook.rope:g} point) in "
+        f"{100 * outlook.power:g} % of nights, by the corrected t of the verdicts (Nadeau and "
+        "Bengio 2003; see docs/evidence.md). Minutes: of training the folds with "
+        f"{outlook.workers} at once."
+    )
+    for note in outlook.notes:
+        tell(note)
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for position, column in enumerate(columns):
+        first = position == 0
+        table.add_column(column, justify="left" if first else "right", no_wrap=not first)
+    return table
+
+
+def _points(detectable: Detectable) -> tuple[str, str]:
+    """The difference and its interval, in percentage points."""
+    if detectable.low is None or detectable.high is None:
+        return f"{100 * detectable.difference:.3f}", "unknown"
+    return (
+        f"{100 * detectable.difference:.3f}",
+        f"{100 * detectable.low:.3f} to {100 * detectable.high:.3f}",
+    )
