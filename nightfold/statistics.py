@@ -465,6 +465,30 @@ def score_interval(row_scores: Floats | NDArray[np.bool_]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def mean_over_repeats(rows: Labels, row_scores: Floats | NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Score of each row, its mean over the repeats that scored it, for `score_interval`.
+
+    Parameters
+    ----------
+    rows : ndarray of int, shape (n,)
+        Position of the row behind each score.
+    row_scores : ndarray of float or bool, shape (n,)
+
+    Returns
+    -------
+    ndarray of float64, shape (n_rows,)
+        Each row once, in ascending position.
+
+    Examples
+    --------
+    >>> mean_over_repeats(np.array([4, 2, 4]), np.array([True, True, False])).tolist()
+    [1.0, 0.5]
+    """
+    _, which, times = np.unique(rows, return_inverse=True, return_counts=True)
+    means: NDArray[np.float64] = np.bincount(which, row_scores) / times
+    return means
+
+
 def holm(p_values: Floats) -> NDArray[np.float64]:
     r"""P values after Holm's step-down correction for several tests.
 

@@ -26,7 +26,12 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
-from nightfold.statistics import Interval, reliability_curve, score_interval
+from nightfold.statistics import (
+    Interval,
+    mean_over_repeats,
+    reliability_curve,
+    score_interval,
+)
 from nightfold.store import atomic_file, sha256_file
 from nightfold.summary import CandidateFacts, Summary
 from nightfold.validation import Check, ValidationReport
@@ -156,8 +161,7 @@ class Answers:
     @cached_property
     def interval(self) -> Interval:
         """95 % interval of the accuracy; a row's score is its mean over repeats."""
-        _, which, times = np.unique(self.row, return_inverse=True, return_counts=True)
-        return score_interval(np.bincount(which, self.label == self.predicted) / times)
+        return score_interval(mean_over_repeats(self.row, self.label == self.predicted))
 
     @cached_property
     def mistakes(self) -> NDArray[np.int64]:

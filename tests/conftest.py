@@ -26,6 +26,14 @@ from nightfold.foldplan import FoldPlan
 from nightfold.registry import Registry
 from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.store import Store, sha256_file, write_json
+from nightfold.summary import (
+    CandidateFacts,
+    DatasetFacts,
+    FinalFacts,
+    PlanFacts,
+    PromotionFacts,
+    Summary,
+)
 from nightfold.tables import SCORES, build_table, write_table
 from nightfold.training import train
 
@@ -248,5 +256,83 @@ def write_scores() -> Callable[..., None]:
         table = build_table(rows, SCORES).drop_columns(["run_date"])
         day = store.scores / f"run_date={started_at.date()}"
         write_table(day / f"{run_id}.parquet", table, name="scores", run_id=run_id)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_night() -> Callable[..., Summary]:
+    """A function that leaves the summary of a night as `retrain` does, the model apart."""
+
+    def write(
+        store: Store,
+        started_at: datetime,
+        accuracies: Mapping[Candidate, float],
+        promotion: PromotionFacts | None,
+        *,
+        data: str = "a",
+        dataset: str = "mnist",
+        **changes: object,
+    ) -> Summary:
+        """`accuracies` are of 60,000 images; `data` is one digit of the data's digest."""
+        run_id = f"{started_at:%Y%m%d-%H%M%S}-1a2b3c"
+        candidates = tuple(
+            CandidateFacts(
+                name=candidate.name,
+                digest=candidate.digest,
+                architecture=candidate.architecture,
+                scaling=candidate.scaling,
+                epochs=candidate.epochs,
+                n=5,
+                accuracy_mean=accuracy,
+                accuracy_std=0.001,
+                log_loss_mean=0.05,
+                train_seconds=50.0,
+                parameters=542_230,
+                accuracy_low=accuracy - 1.96 * (accuracy * (1 - accuracy) / 60_000) ** 0.5,
+                accuracy_high=accuracy + 1.96 * (accuracy * (1 - accuracy) / 60_000) ** 0.5,
+            )
+            for candidate, accuracy in accuracies.items()
+        )
+        best = max(candidates, key=lambda facts: facts.accuracy_mean).name
+        summary = Summary(
+            run_id=run_id,
+            flow="retrain",
+            experiment="night",
+            experiment_description="",
+            experiment_digest="e" * 64,
+            started_at=started_at,
+            finished_at=started_at + timedelta(minutes=14),
+            host="night-1",
+            processors=2,
+            workers=2,
+            runner="processes",
+            versions={"nightfold": "0.1.0"},
+            dataset=DatasetFacts(
+                name=dataset,
+                origin=dataset,
+                path="",
+                digest=data * 64,
+                n_train=60_000,
+                n_test=10_000,
+                image_shape=(28, 28, 1),
+                class_names=tuple("0123456789"),
+            ),
+            plan=PlanFacts(digest=data * 64, scheme="kfold", folds=5, repeats=1, seed=1),
+            candidates=candidates,
+            best=best,
+            final=FinalFacts(
+                candidate=best,
+                version=run_id,
+                path="",
+                holdout_rows=10_000,
+                holdout_accuracy=0.99,
+                holdout_log_loss=0.03,
+                train_seconds=60.0,
+            ),
+            promotion=promotion,
+        ).model_copy(update=changes)
+        summary.write(store.run(run_id))
+        return summary
 
     return write

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from flows.cli.options import JsonOption, NightOptions, with_night_options
+from flows.cli.options import (
+    ARTIFACTS,
+    ArtifactsOption,
+    JsonOption,
+    NightOptions,
+    with_night_options,
+)
 from flows.cli.output import print_json, say, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from nightfold.bundle import Manifest
+    from nightfold.history import History, Score
     from nightfold.planner import Detectable, Outlook
     from nightfold.store import Store
 
@@ -21,6 +28,9 @@ app = typer.Typer()
 
 SHOWN_PAIRS = 6
 """Pairs in the table, the hardest first; `--json` has all."""
+
+PIPED_WIDTH = 200
+"""Columns where there is no terminal to say how many it has."""
 
 
 @app.command(epilog="Example: `nightfold plan night --repeats 2`")
@@ -63,6 +73,59 @@ def plan(options: NightOptions, as_json: JsonOption = False) -> None:
     _show(outlook)
 
 
+@app.command(epilog="Example: `nightfold history --json`")
+def history(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFACTS) -> None:
+    """Tell the champion's score night by night, and what became of challengers.
+
+    A night is a complete run of `retrain`; `evaluate` decides nothing. Rollbacks and promotions by
+    hand stand between the nights. With `--json`, scores are fractions.
+    """
+    from nightfold.history import History
+    from nightfold.store import Store
+
+    store = Store(artifacts)
+    told = History.read(store)
+    if as_json:
+        print_json(told.model_dump(mode="json"))
+        return
+    if told.nights:
+        _show_history(told)
+    else:
+        tell(f"No nights under {store.runs} yet: 'nightfold retrain' makes one.")
+    if told.left_out:
+        named = ", ".join(f"{left.name} ({left.reason})" for left in told.left_out)
+        tell(f"Left out: {named}.")
+
+
+def _show_history(told: History) -> None:
+    rows = [
+        (
+            night.started_at,
+            f"{night.dataset}, changed" if night.data_changed else night.dataset,
+            _score(night.champion_score) if night.champion else "none",
+            f"{night.challenger.candidate} {100 * night.challenger.accuracy:.3f}",
+            "promoted" if night.promoted else "refused",
+        )
+        for night in told.nights
+    ] + [(change.at, "", change.version, "", f"{change.action} by hand") for change in told.changes]
+    table = _table(
+        "night (UTC)", "data set", "champion (%)", "challenger (%)", "outcome", wrapped=1
+    )
+    for at, *cells in sorted(rows):
+        table.add_row(f"{at:%Y-%m-%d %H:%M}", *cells)
+    _print(table)
+    tell("± is half of the 95 % interval over images; it does not cover the choice of the seed.")
+
+
+def _score(score: Score | None) -> str:
+    if score is None:
+        return "not trained"
+    text = f"{score.candidate} {100 * score.accuracy:.3f}"
+    if score.low is None or score.high is None:
+        return text
+    return f"{text} ± {50 * (score.high - score.low):.3f}"
+
+
 def _champion(store: Store) -> Manifest | None:
     """What is known of the model in use, if there is one."""
     from nightfold.bundle import read_manifest
@@ -76,8 +139,6 @@ def _champion(store: Store) -> Manifest | None:
 
 
 def _show(outlook: Outlook) -> None:
-    from rich.console import Console
-
     if not outlook.pairs:
         say("One candidate and no other champion on this data: there is no difference to detect.")
         return
@@ -100,13 +161,12 @@ def _show(outlook: Outlook) -> None:
             *_points(effort.detectable),
         )
     efforts.add_row("any number", "", "", f"{100 * outlook.floor:.3f}", "")
-    console = Console(soft_wrap=True)
-    console.print(pairs)
+    _print(pairs)
     hidden = len(outlook.pairs) - SHOWN_PAIRS
     if hidden > 0:
         say(f"and {hidden} more pairs that are easier to tell apart (--json has them)")
     say(f"\nMore repeats, for {outlook.pairs[0].b} against {outlook.pairs[0].a}:")
-    console.print(efforts)
+    _print(efforts)
     tell(
         "\nIn points of accuracy. Spread: standard deviation of the difference between folds. "
         "Detectable: the smallest true difference that gets the verdict 'better' "
@@ -119,14 +179,25 @@ def _show(outlook: Outlook) -> None:
         tell(note)
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, wrapped: int = 0) -> Table:
+    """A table of which only the column at `wrapped` gives way on a narrow terminal."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for position, column in enumerate(columns):
-        first = position == 0
-        table.add_column(column, justify="left" if first else "right", no_wrap=not first)
+        table.add_column(
+            column, justify="right" if position else "left", no_wrap=position != wrapped
+        )
     return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(table)
 
 
 def _points(detectable: Detectable) -> tuple[str, str]:

@@ -6,11 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 import flows
+from nightfold.experiment import Candidate
+from nightfold.store import Store
+from nightfold.summary import PromotionFacts
 
 NIGHTFOLD = Path(sys.executable).with_name("nightfold")
 ROOT = Path(flows.__file__).parent.parent
@@ -51,7 +55,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["ingest", "validate", "evaluate", "retrain", "plan", "predict", "report"]
+    "command", ["ingest", "validate", "evaluate", "retrain", "plan", "history", "predict", "report"]
 )
 def test_every_command_explains_itself_with_an_example(command):
     done = run(command, "--help")
@@ -192,6 +196,39 @@ def test_a_plan_in_json_is_all_there_is_on_standard_output(small_idx, tmp_path):
     told = json.loads(done.stdout)
     assert [effort["repeats"] for effort in told["efforts"]] == [2, 4, 6, 10, 20]
     assert told["notes"]
+
+
+NIGHT = datetime(2026, 11, 21, 2, tzinfo=UTC)
+
+
+def test_the_history_of_no_night_says_how_to_make_one(tmp_path):
+    done = run("history", "--artifacts", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nightfold retrain" in done.stderr
+    assert json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)["nights"] == []
+
+
+def test_the_history_tells_each_night_and_names_what_it_left_out(tmp_path, write_night):
+    store = Store(tmp_path)
+    deep = Candidate(name="deep", architecture="deep")
+    first = write_night(
+        store,
+        NIGHT,
+        {deep: 0.99},
+        PromotionFacts(promoted=True, reason="", champion="20261121-020000-1a2b3c"),
+    )
+    kept = PromotionFacts(promoted=False, reason="", champion=first.run_id)
+    write_night(store, NIGHT + timedelta(days=1), {deep: 0.991}, kept, data="b")
+    (store.run("broken") / "figures").mkdir(parents=True)
+    done = run("history", "--artifacts", tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[-3:] == ["deep", "99.000", "promoted"]
+    assert "mnist, changed" in lines[2]
+    assert lines[2].split()[-3:] == ["deep", "99.100", "refused"]
+    assert "± 0.0" in lines[2]
+    assert "Left out: broken (unfinished" in done.stderr
+    told = json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)
+    assert [night["promoted"] for night in told["nights"]] == [True, False]
 
 
 @pytest.mark.slow
