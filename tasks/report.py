@@ -1,8 +1,8 @@
-"""report: the page that people read in the morning, built from a run's files alone.
+"""report: the page that people read in the morning, built from the files of a run.
 
 It draws the figures and fills two templates that lie beside it, one for the browser and one in
-Markdown. It computes no score and takes no decision: those are in the tables by then, so the report
-of an old run can be built again at any time.
+Markdown; its trend is told by the runs before. It computes no score and takes no decision: those
+are in the tables by then, so the report of an old run can be built again at any time.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
+from nightfold.history import History, Night
 from nightfold.statistics import (
     Interval,
     mean_over_repeats,
     reliability_curve,
     score_interval,
 )
-from nightfold.store import atomic_file, sha256_file
+from nightfold.store import Store, atomic_file, sha256_file
 from nightfold.summary import CandidateFacts, Summary
 from nightfold.validation import Check, ValidationReport
 
@@ -44,6 +45,8 @@ SHOWN_MISTAKES = 12
 """Images in the figure of mistakes; three lines of four."""
 SHOWN_VERDICTS = 6
 """Verdicts outside the fold; those about the best candidate come first and are always there."""
+SHOWN_NIGHTS = 60
+"""Nights in the trend, the newest; `nightfold history` has all."""
 SHOWN_MIXED_UP = 10
 """Pairs of classes in the table of mistakes."""
 TUTORIAL_EPOCHS = 10
@@ -135,6 +138,18 @@ class RunFiles:
             return handle.open().train
         except DataRefused:
             return None
+
+    @cached_property
+    def history(self) -> History:
+        """The nights up to this one on the same data set."""
+        summary, root = self.summary, self.folder.resolve().parent.parent
+        return History.read(Store(root), dataset=summary.dataset.name, until=summary.finished_at)
+
+    @cached_property
+    def nights(self) -> tuple[Night, ...]:
+        """Those of the trend, oldest first; none if there are fewer than two."""
+        nights = self.history.nights if self.summary.flow == "retrain" else ()
+        return nights[-SHOWN_NIGHTS:] if len(nights) > 1 else ()
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
@@ -302,7 +317,23 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
             ),
         ],
     }
-    return {**pictures, **_draw_images(run)}
+    return {**pictures, **_draw_images(run), "trend": _draw_trend(run)}
+
+
+def _draw_trend(run: RunFiles) -> list[Picture]:
+    """The picture of the nights up to this one; none if it is the first."""
+    from nightfold import figures
+
+    if not run.nights:
+        return []
+    caption = (
+        "Dots: the champion's recipe on the folds of each night, with the 95 % interval over "
+        "images; it does not cover the choice of the seed. A star is a best candidate that was "
+        "promoted, a cross one that was not. Scores on both sides of a dashed line are of "
+        "different data."
+    )
+    figure = figures.champion_trend(run.nights, run.history.changes)
+    return [_picture(run, "champion_trend", "The champion, night by night", caption, figure)]
 
 
 def _draw_images(run: RunFiles) -> dict[str, list[Picture]]:
@@ -390,6 +421,8 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "interval": run.answers.interval,
         "mixed_up": run.answers.mixed_up(summary.dataset.class_names),
         "images_gone": run.images is None,
+        "nights": run.nights,
+        "left_out": run.history.left_out,
     }
 
 

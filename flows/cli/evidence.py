@@ -186,7 +186,7 @@ def _table(*columns: str, wrapped: int = 0) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for position, column in enumerate(columns):
         table.add_column(
-            column, justify="right" if position else "left", no_wrap=position != wrapped
+            column, justify="right" if position > wrapped else "left", no_wrap=position != wrapped
         )
     return table
 
