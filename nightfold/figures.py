@@ -9,6 +9,7 @@ page, where `to_svg` leaves the colour of text and lines to the page.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -460,7 +461,7 @@ def champion_trend(nights: Sequence[Night], changes: Sequence[Change] = ()) -> F
             axes.scatter(
                 list(which), accuracies, s=size, marker=marker, color=colour, zorder=3, label=label
             )
-    shown = range(len(nights) - 1, -1, -(-(-len(nights) // 9)))
+    shown = range(len(nights) - 1, -1, -math.ceil(len(nights) / 9))
     days = [nights[x].started_at for x in shown]
     form = "%m-%d" if len({day.date() for day in days}) == len(days) else "%m-%d %H:%M"
     axes.set_xticks(shown, [f"{day:{form}}" for day in days])
@@ -483,7 +484,7 @@ def _trend_lines(axes: Axes, nights: Sequence[Night], changes: Sequence[Change])
     ):
         for position, x in enumerate(places):
             # Side by side if both happened between the same nights.
-            place = x - (0.5 if style == "dashed" else 0.44)
+            place = x - 0.5 + (0.0 if style == "dashed" else min(0.3, 0.008 * len(nights)))
             axes.axvline(
                 place,
                 color=INK,

@@ -422,7 +422,7 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "mixed_up": run.answers.mixed_up(summary.dataset.class_names),
         "images_gone": run.images is None,
         "nights": run.nights,
-        "left_out": run.history.left_out,
+        "left_out": len(run.history.left_out),
     }
 
 

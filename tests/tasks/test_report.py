@@ -660,7 +660,7 @@ def test_the_trend_ends_with_the_night_of_the_report(third_night: Path) -> None:
     newest = section[section.index("2026-11-21") : section.index("2026-11-20")]
     assert "(new)" in newest
     assert "promoted" in newest
-    assert "Left out: killed (unfinished, or its summary is gone)" in section
+    assert "1 run that cannot be read is left out" in section
     assert (third_night / "figures" / "champion_trend.png").stat().st_size > 10_000
 
 
