@@ -158,9 +158,14 @@ def test_rollbacks_and_promotions_by_hand_are_told_beside_the_nights(three_night
         entry(V2, day(1) + timedelta(hours=6)),
         entry(V3, day(2) + timedelta(minutes=13)),
         entry(V1, day(2) + timedelta(hours=7), action="rollback"),
+        entry(V3, day(2) + timedelta(hours=8)),
     )
     changes = History.read(three_nights).changes
-    assert [(c.action, c.version) for c in changes] == [("promotion", V2), ("rollback", V1)]
+    assert [(c.action, c.version) for c in changes] == [
+        ("promotion", V2),
+        ("rollback", V1),
+        ("promotion", V3),
+    ]
 
 
 def test_a_history_until_a_night_knows_nothing_of_later_ones(three_nights):
