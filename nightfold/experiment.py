@@ -227,6 +227,11 @@ class PolicyChoice(Declared):
     max_megabytes: float = Field(gt=0, description="size of the model's file, 10**6 bytes")
     max_milliseconds: float = Field(gt=0, description="median time to answer one image")
 
+    @property
+    def verdict(self) -> dict[str, float]:
+        """What the comparison of any two candidates needs to know, as keywords of `compare`."""
+        return {"rope": self.rope, "sure": self.probability}
+
 
 class Experiment(Declared):
     """One TOML file: data, fold plan, candidates and limits."""
