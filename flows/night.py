@@ -34,7 +34,9 @@ from nightfold.summary import (
     Summary,
 )
 from tasks.aggregate import aggregate
+from tasks.challenge import Contest, challenge, may_repeat
 from tasks.compare import compare
+from tasks.defend import Defence, defend
 from tasks.fit import fit
 from tasks.ingest import ingest
 from tasks.report import report
@@ -94,11 +96,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Sound data, cut into folds, with a scaling for each."""
+    """Sound data, cut into folds, with a scaling for each, and who is scored on them."""
 
     dataset: DatasetHandle
     plan: PlanHandle
     scalers: FittedScalers
+    defence: Defence
+
+    @property
+    def experiment(self) -> Experiment:
+        """Tonight's, as it is run: with the champion's recipe and the repeats that were added."""
+        return self.defence.experiment
 
     def jobs(self, run: Run) -> list[FoldJob]:
         """Every fold of every candidate, in the order of the experiment and the plan."""
@@ -113,7 +121,7 @@ class Prepared:
                 seed=run.experiment.seed,
                 artifacts=run.artifacts,
             )
-            for candidate in run.experiment.candidates
+            for candidate in self.experiment.candidates
             for repeat in range(1, self.plan.repeats + 1)
             for fold in range(1, self.plan.folds + 1)
         ]
@@ -142,8 +150,14 @@ class CrossValidation:
 
     @property
     def best(self) -> CandidateFacts:
-        """The candidate with the highest mean accuracy; the first declared among equals."""
-        return max(self.candidates, key=lambda facts: facts.accuracy_mean)
+        """The experiment's own candidate with the highest mean accuracy; the first among equals."""
+        own = (facts for facts in self.candidates if facts.name != self.guest)
+        return max(own, key=lambda facts: facts.accuracy_mean)
+
+    @property
+    def guest(self) -> str | None:
+        """The candidate that runs only because it is the champion's recipe."""
+        return self.data.defence.candidate if self.data.defence.guest else None
 
     def accuracies(self, candidate: str) -> tuple[float, ...]:
         """Accuracy of every fold of one candidate, in the order of the plan."""
@@ -151,13 +165,53 @@ class CrossValidation:
 
 
 def prepare(run: Run) -> Prepared:
-    """From the source to folds that may be trained."""
-    experiment, folder = run.experiment, str(run.folder)
+    """From the source to folds that may be trained; in a `retrain` the champion takes part."""
+    experiment = run.experiment
     dataset = ingest(experiment.dataset, run.artifacts)
-    validate(dataset, experiment.validation, experiment.plan.folds, folder)
+    validate(dataset, experiment.validation, experiment.plan.folds, str(run.folder))
+    defence = Defence(experiment=experiment)
+    if run.flow == "retrain":
+        defence = defend(experiment, dataset, run.artifacts)
+    return cut(run, dataset, defence)
+
+
+def cut(run: Run, dataset: DatasetHandle, defence: Defence) -> Prepared:
+    """Rows to folds, and a scaling for each."""
+    experiment = defence.experiment
     plan = split(dataset, experiment.plan, run.artifacts)
-    scalers = scale(dataset, plan, [c.scaling for c in experiment.candidates], folder)
-    return Prepared(dataset, plan, scalers)
+    scalings = [candidate.scaling for candidate in experiment.candidates]
+    return Prepared(dataset, plan, scale(dataset, plan, scalings, str(run.folder)), defence)
+
+
+def with_another_repeat(run: Run, data: Prepared) -> Prepared:
+    """The same with one repeat more; folds of the repeats so far need no training."""
+    experiment = data.experiment.overridden(repeats=data.plan.repeats + 1)
+    return cut(run, data.dataset, data.defence.model_copy(update={"experiment": experiment}))
+
+
+def contest(
+    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: FinalJob | None = None
+) -> tuple[CrossValidation, Contest]:
+    """Cross-validate, and repeat while it is undecided whether the champion is beaten.
+
+    Parameters
+    ----------
+    run, data, runner, ahead
+        As in `cross_validate`.
+    """
+    while True:
+        scored = cross_validate(run, data, runner, ahead)
+        found = challenge(
+            str(run.folder),
+            scored.best.name,
+            data.defence,
+            data.dataset,
+            data.plan,
+            run.artifacts,
+        )
+        if not may_repeat(found, run.experiment.policy, data.plan):
+            return scored, found
+        data, ahead = with_another_repeat(run, data), None
 
 
 def cross_validate(
@@ -179,14 +233,15 @@ def cross_validate(
         future.result()
     candidates = aggregate(
         folds,
-        run.experiment,
+        data.experiment,
         data.dataset,
         data.plan,
         run_id=run.run_id,
         started_at=run.started_at,
         artifacts=run.artifacts,
     )
-    compare(str(run.folder))
+    policy = run.experiment.policy
+    compare(str(run.folder), **({} if policy is None else policy.verdict))
     return CrossValidation(data, folds, candidates)
 
 
@@ -197,7 +252,7 @@ def publish(
     promotion: PromotionFacts | None = None,
 ) -> Summary:
     """Write the summary and the report, then point ``latest.json`` to the run."""
-    dataset, plan = scored.data.dataset.open(), run.experiment.plan
+    dataset, plan = scored.data.dataset.open(), scored.data.experiment.plan
     summary = Summary(
         run_id=run.run_id,
         flow=run.flow,
@@ -234,6 +289,7 @@ def publish(
         ),
         candidates=tuple(scored.candidates),
         best=scored.best.name,
+        guest=scored.guest,
         final=final,
         promotion=promotion,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.night import Run, cross_validate, prepare, publish, refuse
+from flows.night import Run, contest, prepare, publish, refuse
 from flows.runners import make_runner
 from flows.settings import DEFAULTS, Settings
 from nightfold.errors import NightfoldError
@@ -24,7 +24,7 @@ from tasks.promote import promote
     description=__doc__,
 )
 def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
-    """Evaluate, finalize, promote, report.
+    """Evaluate, challenge the champion, finalize, promote, report.
 
     Retried as `evaluate` is. The final model is fitted by one of the same workers, beside the folds
     if there is only one candidate to choose.
@@ -35,14 +35,20 @@ def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
             data = prepare(run)
             only = run.experiment.only_candidate
             ahead = data.final_job(run, only) if only else None
-            scored = cross_validate(run, data, runner, ahead)
+            scored, challenged = contest(run, data, runner, ahead)
             best = run.experiment.candidate(scored.best.name)
             parameters = {
-                "job": data.final_job(run, best),
+                "job": scored.data.final_job(run, best),
                 "fold_accuracies": scored.accuracies(best.name),
             }
             final = runner.submit(finalize, parameters).result()
-        promotion = promote(final.bundle, run.artifacts)
+        promotion = promote(
+            final.bundle,
+            final.facts.milliseconds,
+            challenged,
+            run.experiment.policy,
+            run.artifacts,
+        )
         return publish(run, scored, final.facts, promotion)
     except NightfoldError as error:
         return refuse(error)

@@ -17,6 +17,7 @@ from nightfold.store import sha256_json
 
 Runner = Literal["processes", "threads", "sequential", "dask"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Declared(BaseModel):
@@ -202,6 +203,36 @@ class ValidationChoice(Declared):
     leakage: Literal["warning", "critical"] = "critical"
 
 
+class PolicyChoice(Declared):
+    """What a model must prove before it is published; see `nightfold.gate`.
+
+    No limit has a default: one that nobody has set must not let a model through.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    metric: Literal["accuracy"] = Field(description="what the challenger must be better at")
+    rope: Fraction = Field(description="half width of the region of practical equivalence")
+    probability: float = Field(
+        gt=0.5, lt=1, description="of being better, over all looks at one champion together"
+    )
+    max_repeats: int = Field(
+        ge=1, le=1000, description="while undecided, repeats are added up to so many"
+    )
+    min_holdout_accuracy: Share = Field(description="of the final model")
+    min_class_recall: Share = Field(description="of every class, out of fold")
+    class_floors: dict[str, Share] = Field({}, description="recall of single classes, instead")
+    max_class_loss: Share = Field(description="recall a class may lose against the champion")
+    max_ece: Share = Field(description="calibration error of the final model on the hold-out")
+    max_megabytes: float = Field(gt=0, description="size of the model's file, 10**6 bytes")
+    max_milliseconds: float = Field(gt=0, description="median time to answer one image")
+
+    @property
+    def verdict(self) -> dict[str, float]:
+        """What the comparison of any two candidates needs to know, as keywords of `compare`."""
+        return {"rope": self.rope, "sure": self.probability}
+
+
 class Experiment(Declared):
     """One TOML file: data, fold plan, candidates and limits."""
 
@@ -211,6 +242,7 @@ class Experiment(Declared):
     dataset: DatasetChoice = DatasetChoice()
     validation: ValidationChoice = ValidationChoice()
     plan: PlanChoice = PlanChoice()
+    policy: PolicyChoice | None = Field(None, description="without one nothing is promoted")
     candidates: tuple[Candidate, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

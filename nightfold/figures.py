@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from nightfold.statistics import Reliability
+from nightfold.statistics import LEVEL, Reliability
 from nightfold.store import atomic_file
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TRAIN = "#2a78bd"
 VALIDATION = "#dd6b10"
+VERDICT_WORDS = ("worse", "equivalent", "better")
 INK = "#1f2329"
 LINE = "#d3d7dd"
 
@@ -412,6 +413,63 @@ def reliability_curve(curve: Reliability) -> Figure:
     axes.set_xlabel("Probability the model gave its prediction (%)")
     axes.set_ylabel("Predictions that were right (%)")
     return figure
+
+
+@_styled
+def posteriors(verdicts: Sequence[Mapping[str, Any]]) -> Figure:
+    """Where the true difference of each pair lies, against what makes no practical difference.
+
+    Parameters
+    ----------
+    verdicts : sequence of mapping
+        Rows of `nightfold.tables.VERDICTS` that have a posterior, at least one; drawn from top to
+        bottom, the second candidate of a pair minus the first.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Notes
+    -----
+    The curve is the Student distribution of `nightfold.statistics.bayesian_correlated_t`, found
+    again from its 95 % interval. Blue: the second is better; orange: worse; between the dashed
+    lines, grey: the region of practical equivalence.
+    """
+    figure = _figure(6.4, 0.9 + 1.25 * len(verdicts))
+    rows = figure.subplots(len(verdicts), sharex=True, squeeze=False)[:, 0]
+    curves = [_posterior(verdict) for verdict in verdicts]
+    widest = max(max(abs(m - 4.5 * s), abs(m + 4.5 * s)) for _, m, s in curves)
+    reach = max(widest, 300 * max(verdict["rope"] for verdict in verdicts))
+    x = np.linspace(-reach, reach, 801)
+    for axes, verdict, (density, _, _) in zip(rows, verdicts, curves, strict=True):
+        rope, y = 100 * verdict["rope"], density(x)
+        axes.axvspan(-rope, rope, color=LINE, alpha=0.55, linewidth=0)
+        for edge in (-rope, rope):
+            axes.axvline(edge, color=INK, linewidth=0.8, linestyle=(0, (4, 4)))
+        axes.fill_between(x, y, where=x >= rope, color=TRAIN, alpha=0.55, linewidth=0)
+        axes.fill_between(x, y, where=x <= -rope, color=VALIDATION, alpha=0.55, linewidth=0)
+        axes.plot(x, y, color=INK, linewidth=1.2)
+        axes.set(yticks=[], ylim=(0, None), ylabel="Density")
+        pair = (shortened(verdict[f"candidate_{side}"], 18) for side in "ba")
+        axes.set_title(
+            "{} against {}: ".format(*pair)
+            + ", ".join(f"{w} {percent(verdict[f'p_{w}'])}" for w in VERDICT_WORDS),
+            fontsize=9,
+        )
+    rows[-1].set_xlabel("True difference of accuracy (points)")
+    return figure
+
+
+def _posterior(verdict: Mapping[str, Any]) -> tuple[Callable[[Any], Any], float, float]:
+    """Density in points, its location and its scale, from the interval of a verdict."""
+    from scipy.special import stdtrit
+    from scipy.stats import t as student
+
+    freedom, mean = verdict["n_pairs"] - 1, 100 * verdict["mean_difference"]
+    half = 100 * (verdict["interval_high"] - verdict["interval_low"]) / 2
+    # No spread at all is still drawn as a narrow peak.
+    scale = max(half / float(stdtrit(freedom, (1 + LEVEL) / 2)), 1e-6)
+    return student(freedom, mean, scale).pdf, mean, scale
 
 
 @_styled

@@ -23,7 +23,14 @@ from nightfold.tables import FOLDPLAN, write_table
 
 
 class PlanHandle(BaseModel):
-    """What tasks pass to each other instead of the assignment."""
+    """What tasks pass to each other instead of the assignment.
+
+    Attributes
+    ----------
+    repeat_digests : tuple of str
+        One a repeat: the digest of the plan that has this repeat alone. A plan with a repeat more
+        shares those of the others, and so their fold results.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,6 +39,7 @@ class PlanHandle(BaseModel):
     folds: int
     repeats: int
     n_rows: int
+    repeat_digests: tuple[str, ...]
 
     def open(self) -> FoldPlan:
         """The plan behind the handle, verified.
@@ -211,6 +219,10 @@ class FoldPlan:
             folds=self.folds,
             repeats=self.repeats,
             n_rows=self.n_rows,
+            repeat_digests=tuple(
+                _digest(self.assignment[[repeat]], self.dataset_digest)
+                for repeat in range(self.repeats)
+            ),
         )
 
     @classmethod

@@ -147,7 +147,7 @@ class FoldJob(BaseModel):
             self.candidate,
             self.dataset.digest,
             {
-                "plan": self.plan.digest,
+                "plan": self.plan.repeat_digests[self.repeat - 1],
                 "repeat": self.repeat,
                 "fold": self.fold,
                 "seed": self.seed,

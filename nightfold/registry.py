@@ -20,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from nightfold.bundle import (
     MANIFEST,
+    Bundle,
     Digest,
     Manifest,
     VersionName,
@@ -46,6 +47,9 @@ class Entry(BaseModel):
     reason : str
         One sentence.
     action : {'promotion', 'rollback'}
+    looks : tuple of str
+        Digests of the evidence that was held against this champion, in order: every new piece of
+        it makes a promotion harder to earn, see `nightfold.gate.required_probability`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +59,7 @@ class Entry(BaseModel):
     promoted_at: AwareDatetime
     reason: str
     action: Literal["promotion", "rollback"] = "promotion"
+    looks: tuple[Digest, ...] = ()
 
 
 class Pointer(Entry):
@@ -178,18 +183,48 @@ class Registry:
                 )
             )
 
+    def look(self, evidence: str) -> int:
+        """Count a look at the champion; the same evidence looked at again is no new look.
+
+        Parameters
+        ----------
+        evidence : str
+            sha256 of what is held against the champion.
+
+        Returns
+        -------
+        int
+            Which look at this champion it is, from 1.
+
+        Raises
+        ------
+        UsageError
+            If there is no champion.
+        BundleRefused
+            If the pointer cannot be read.
+        """
+        with self.lock():
+            pointer = self._pointer()
+            if pointer is None:
+                raise UsageError("There is no champion yet, so nothing to hold evidence against.")
+            if evidence not in pointer.looks:
+                pointer = pointer.model_copy(update={"looks": (*pointer.looks, evidence)})
+                write_json(self.pointer_path, pointer.model_dump(mode="json"))
+            return pointer.looks.index(evidence) + 1
+
     def rollback(self, version: str | None = None) -> Entry:
-        """Give the place back to an earlier champion.
+        """Give the place back to an earlier champion, after asking it the golden questions.
 
         Without `version`, to the one whose place the champion took; a second rollback goes one
-        further back.
+        further back. Imports TensorFlow.
 
         Raises
         ------
         UsageError
             If there is no earlier champion, or `version` never was one.
         BundleRefused
-            If its bundle is not what it was when it was champion.
+            If its bundle is not what it was when it was champion, or its model no longer gives the
+            answers it was sealed with.
         """
         with self.lock():
             entries = self.history()
@@ -207,6 +242,7 @@ class Registry:
                 )
             old = earlier[version]
             verify(self.folder / version, manifest_sha256=old.manifest_sha256)
+            Bundle.load(self.folder / version)
             return self._point_to(
                 Entry(
                     version=version,
@@ -214,6 +250,7 @@ class Registry:
                     promoted_at=datetime.now(UTC),
                     reason=f"Rolled back from {entries[-1].version}.",
                     action="rollback",
+                    looks=old.looks,
                 )
             )
 

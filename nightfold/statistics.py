@@ -162,6 +162,51 @@ def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
     return float(np.average(gaps, weights=curve.count[filled]))
 
 
+class ClassScores(NamedTuple):
+    """Outcome of `class_scores`; arrays of float64, shape (n_classes,).
+
+    Attributes
+    ----------
+    precision : ndarray
+        Part of the predictions of the class that are right; NaN for a class never predicted.
+    recall : ndarray
+        Part of the rows of the class that are predicted right; NaN for a class without rows.
+    f1 : ndarray
+        Harmonic mean of both; NaN for a class that is neither true nor predicted.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+
+def class_scores(labels: Labels, predicted: Labels, n_classes: int) -> ClassScores:
+    r"""Precision, recall and F1 of every class.
+
+    .. math:: P_c = \frac{TP_c}{|\{i: \hat y_i = c\}|}, \quad
+              R_c = \frac{TP_c}{|\{i: y_i = c\}|}, \quad
+              F_c = \frac{2 TP_c}{|\{i: y_i = c\}| + |\{i: \hat y_i = c\}|}
+
+    Parameters
+    ----------
+    labels, predicted : ndarray of int, shape (n,)
+        Class indices below `n_classes`.
+    n_classes : int
+
+    Examples
+    --------
+    >>> class_scores(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).recall.tolist()
+    [0.5, 1.0]
+    """
+    hits = np.bincount(labels[labels == predicted], minlength=n_classes)
+    of_class = np.bincount(labels, minlength=n_classes)
+    of_prediction = np.bincount(predicted, minlength=n_classes)
+    with np.errstate(invalid="ignore"):
+        return ClassScores(
+            hits / of_prediction, hits / of_class, 2 * hits / (of_class + of_prediction)
+        )
+
+
 def macro_f1(labels: Labels, predicted: Labels) -> float:
     r"""F1 score averaged over the classes that are true or predicted at least once.
 
@@ -178,10 +223,7 @@ def macro_f1(labels: Labels, predicted: Labels) -> float:
         0 to 1; every class counts the same, however rare.
     """
     n_classes = int(max(labels.max(), predicted.max())) + 1
-    hits = np.bincount(labels[labels == predicted], minlength=n_classes)
-    both = np.bincount(labels, minlength=n_classes) + np.bincount(predicted, minlength=n_classes)
-    present = both > 0
-    return float((2 * hits[present] / both[present]).mean())
+    return float(np.nanmean(class_scores(labels, predicted, n_classes).f1))
 
 
 class CorrectedT(NamedTuple):
@@ -233,14 +275,14 @@ def corrected_resampled_t(differences: Floats, *, n_train: float, n_test: float)
     Nadeau, C., Bengio, Y. (2003). Inference for the generalization error. Machine Learning 52,
     239-281.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr, stdtrit
 
     mean, scale, freedom = _location_and_scale(differences, n_train, n_test)
     if not scale:
         return CorrectedT(mean, *((None,) * 4 if mean else (0.0, 1.0, 0.0, 0.0)))
     statistic = mean / scale
-    half = float(student.ppf((1 + LEVEL) / 2, freedom)) * scale
-    p = 2 * float(student.sf(abs(statistic), freedom))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * scale
+    p = 2 * float(stdtr(freedom, -abs(statistic)))
     return CorrectedT(mean, statistic, p, mean - half, mean + half)
 
 
@@ -299,15 +341,16 @@ def bayesian_correlated_t(
     Benavoli, A., Corani, G., Demsar, J., Zaffalon, M. (2017). Time for a change: a tutorial for
     comparing multiple classifiers through Bayesian analysis. JMLR 18 (77), 1-36.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr, stdtrit
 
     mean, scale, freedom = _location_and_scale(differences, n_train, n_test)
     if not scale:
         return CorrelatedPosterior(*((None,) * 5 if mean else (0.0, 1.0, 0.0, 0.0, 0.0)))
-    posterior = student(freedom, mean, scale)
-    worse, better = float(posterior.cdf(-rope)), float(posterior.sf(rope))
-    low, high = (float(end) for end in posterior.interval(LEVEL))
-    return CorrelatedPosterior(worse, max(0.0, 1 - worse - better), better, low, high)
+    worse = float(stdtr(freedom, (-rope - mean) / scale))
+    better = float(stdtr(freedom, (mean - rope) / scale))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * scale
+    equivalent = max(0.0, 1 - worse - better)
+    return CorrelatedPosterior(worse, equivalent, better, mean - half, mean + half)
 
 
 def _location_and_scale(

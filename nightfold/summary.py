@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nightfold.gate import Check, Outcome
 from nightfold.store import write_json
 
 
@@ -66,7 +67,10 @@ class CandidateFacts(Fact):
 
 
 class FinalFacts(Fact):
-    """The final model and its one test on the hold-out."""
+    """The final model and its one test on the hold-out.
+
+    `milliseconds` is the median time to answer one image, on the machine that fitted it.
+    """
 
     candidate: str
     version: str
@@ -75,18 +79,29 @@ class FinalFacts(Fact):
     holdout_accuracy: float
     holdout_log_loss: float
     train_seconds: float
+    milliseconds: float | None = None
 
 
 class PromotionFacts(Fact):
-    """What became of the challenger, and why."""
+    """What became of the challenger, why, and every check behind it.
+
+    `champion` is the version in use after the decision. Runs of earlier versions of Nightfold have
+    neither outcome nor checks.
+    """
 
     promoted: bool
     reason: str
     champion: str | None
+    outcome: Outcome | None = None
+    checks: tuple[Check, ...] = ()
 
 
 class Summary(Fact):
-    """Everything about a run that fits a page."""
+    """Everything about a run that fits a page.
+
+    `best` is the best of the experiment's own candidates; `guest` names the one, if any, that was
+    trained only because it is the champion's recipe.
+    """
 
     run_id: str
     flow: Literal["evaluate", "retrain"]
@@ -104,6 +119,7 @@ class Summary(Fact):
     plan: PlanFacts
     candidates: tuple[CandidateFacts, ...]
     best: str
+    guest: str | None = None
     final: FinalFacts | None = None
     promotion: PromotionFacts | None = None
 

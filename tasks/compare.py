@@ -47,13 +47,15 @@ class VerdictsHandle(BaseModel):
 
 
 @task(name="compare", task_run_name="compare candidates", cache_policy=NO_CACHE)
-def compare(run_folder: str) -> VerdictsHandle:
+def compare(run_folder: str, rope: float = ROPE, sure: float = SURE) -> VerdictsHandle:
     """Write ``verdicts.parquet`` from the other tables of a run.
 
     Parameters
     ----------
     run_folder : str
         Holds ``scores.parquet``, ``predictions.parquet`` and ``foldplan.parquet``.
+    rope, sure : float
+        See `compare_scores`.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def compare(run_folder: str) -> VerdictsHandle:
     folder = Path(run_folder)
     plan = FoldPlan.open(folder / "foldplan.parquet")
     scores, predictions = _read(folder)
-    rows = compare_scores(scores, predictions, plan)
+    rows = compare_scores(scores, predictions, plan, rope, sure)
     path = folder / "verdicts.parquet"
     about = {"run_id": str(scores["run_id"].iloc[0]), "plan_digest": plan.digest}
     write_table(path, build_table(rows, VERDICTS), name="verdicts", **about)
@@ -96,7 +98,11 @@ def _read(folder: Path) -> tuple[pd.DataFrame, pa.Table]:
 
 
 def compare_scores(
-    scores: pd.DataFrame, predictions: pa.Table, plan: FoldPlan, rope: float = ROPE
+    scores: pd.DataFrame,
+    predictions: pa.Table,
+    plan: FoldPlan,
+    rope: float = ROPE,
+    sure: float = SURE,
 ) -> list[dict[str, Any]]:
     """Judge the accuracy of every pair of candidates, a before b in the order of `scores`.
 
@@ -111,6 +117,8 @@ def compare_scores(
         The one that all of them were scored on.
     rope : float
         Half width of practical equivalence, a fraction of accuracy.
+    sure : float
+        Posterior probability from which on a verdict is given.
 
     Returns
     -------
@@ -124,7 +132,7 @@ def compare_scores(
 
     Notes
     -----
-    b is better (worse, equivalent) if the posterior probability of that is at least 0.95;
+    b is better (worse, equivalent) if the posterior probability of that is at least `sure`;
     otherwise the pair is undecided. Pairs without a p value count in Holm's correction.
     """
     names = list(dict.fromkeys(scores["candidate"]))
@@ -139,7 +147,7 @@ def compare_scores(
     sizes = {size: float(scores[size].mean()) for size in ("n_train", "n_test")}
     rows = []
     for a, b in combinations(names, 2):
-        found = _judge(a, b, accuracies[b] - accuracies[a], sizes, rope)
+        found = _judge(a, b, accuracies[b] - accuracies[a], sizes, rope, sure)
         rows.append({**about, **found, "mcnemar_p": statistics.mcnemar_exact(right[a], right[b])})
     p_values = [1.0 if row["p_corrected"] is None else row["p_corrected"] for row in rows]
     for row, p_holm in zip(rows, statistics.holm(np.array(p_values)), strict=True):
@@ -148,12 +156,17 @@ def compare_scores(
 
 
 def _judge(
-    a: str, b: str, differences: NDArray[np.float64], sizes: dict[str, float], rope: float
+    a: str,
+    b: str,
+    differences: NDArray[np.float64],
+    sizes: dict[str, float],
+    rope: float,
+    sure: float,
 ) -> dict[str, Any]:
     """Columns of a verdict that follow from the differences, b minus a, one a fold."""
     test = statistics.corrected_resampled_t(differences, **sizes)
     posterior = statistics.bayesian_correlated_t(differences, rope=rope, **sizes)
-    verdict = _verdict(posterior)
+    verdict = _verdict(posterior, sure)
     return {
         "candidate_a": a,
         "candidate_b": b,
@@ -212,14 +225,14 @@ def _right(predictions: pa.Table, name: str, plan: FoldPlan) -> NDArray[np.bool_
     return right
 
 
-def _verdict(posterior: CorrelatedPosterior) -> str:
+def _verdict(posterior: CorrelatedPosterior, sure: float) -> str:
     chances = {
         "better": posterior.p_better,
         "worse": posterior.p_worse,
         "equivalent": posterior.p_equivalent,
     }
     # No posterior, no verdict: without spread nothing tells how sure the difference is.
-    return next((v for v, p in chances.items() if p is not None and p >= SURE), "undecided")
+    return next((v for v, p in chances.items() if p is not None and p >= sure), "undecided")
 
 
 def _sentence(

@@ -1,28 +1,46 @@
-"""Promote: give the challenger the champion's place if it has proven to be better.
+"""Promote: let the gate decide about the sealed challenger, and move the pointer if it may.
 
-The pointer itself is kept by `nightfold.registry`; here is only the decision.
+What decides is in `nightfold.gate`, the pointer in `nightfold.registry`; here the last evidence is
+gathered and both are held together under one lock.
 """
 
 from __future__ import annotations
 
+import math
+
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from nightfold.bundle import BundleHandle, Manifest, verify
+from nightfold import gate
+from nightfold.bundle import MODEL, BundleHandle, Manifest
 from nightfold.errors import BundleRefused
+from nightfold.experiment import PolicyChoice
 from nightfold.registry import Registry
 from nightfold.store import Store
 from nightfold.summary import PromotionFacts
+from tasks.challenge import Contest
 
 
 @task(name="promote", task_run_name="promote {bundle.version}", cache_policy=NO_CACHE)
-def promote(bundle: BundleHandle, artifacts: str) -> PromotionFacts:
-    """Promote `bundle` if there is no champion or it is more accurate on the same folds.
+def promote(
+    bundle: BundleHandle,
+    milliseconds: float | None,
+    contest: Contest,
+    policy: PolicyChoice | None,
+    artifacts: str,
+) -> PromotionFacts:
+    """Promote `bundle` if the policy allows it.
 
     Parameters
     ----------
     bundle : BundleHandle
         The challenger, sealed under `artifacts`.
+    milliseconds : float or None
+        Median time it took to answer one image; not measured keeps no limit.
+    contest : Contest
+        How its recipe did against the champion's.
+    policy : PolicyChoice or None
+        The experiment's; nothing is promoted without.
     artifacts : str
         Root of the store.
 
@@ -31,63 +49,75 @@ def promote(bundle: BundleHandle, artifacts: str) -> PromotionFacts:
     PromotionFacts
         With the reason in a sentence; a challenger that is not promoted is no error.
     """
-    facts = decide(bundle, Registry(Store(artifacts)))
+    facts = settle(bundle, milliseconds, contest, policy, Registry(Store(artifacts)))
     get_run_logger().info(facts.reason)
     return facts
 
 
-def decide(bundle: BundleHandle, registry: Registry) -> PromotionFacts:
+def settle(
+    bundle: BundleHandle,
+    milliseconds: float | None,
+    contest: Contest,
+    policy: PolicyChoice | None,
+    registry: Registry,
+) -> PromotionFacts:
     """Judge the challenger and move the pointer, both under the registry's lock.
 
-    What is not proven is not promoted: a champion scored on other folds, or one whose bundle does
-    not verify, stays until somebody promotes or rolls back by hand.
+    What was proven against one champion proves nothing against another: if somebody else was
+    promoted since the folds were compared, that one stays.
     """
     with registry.lock():
         try:
             champion = registry.champion()
         except BundleRefused as refused:
-            return PromotionFacts(promoted=False, reason=str(refused), champion=None)
+            return _refused(str(refused), None)
         current = champion.version if champion else None
         if champion and champion.version == bundle.version:
-            return PromotionFacts(promoted=True, reason=champion.reason, champion=current)
-        try:
-            challenger = bundle.verify()
-        except BundleRefused as refused:
             return PromotionFacts(
-                promoted=False, reason=f"The challenger is not sound: {refused}", champion=current
+                promoted=True, reason=champion.reason, champion=current, outcome="promote"
             )
-        if champion is None:
-            promoted, reason = True, "The first model: there was no champion to beat."
-        else:
-            try:
-                holder = verify(
-                    registry.folder / champion.version, manifest_sha256=champion.manifest_sha256
-                )
-                promoted, reason = judge(holder, challenger)
-            except BundleRefused as refused:
-                promoted, reason = (
-                    False,
-                    (
-                        f"The champion {champion.version} cannot be compared: {refused} "
-                        "Until then 'nightfold models promote' or 'rollback' decides."
-                    ),
-                )
-        if promoted:
-            registry.promote(bundle.version, reason)
+        try:
+            manifest = bundle.verify()
+        except BundleRefused as refused:
+            return _refused(f"The challenger is not sound: {refused}", current)
+        if contest.champion != current:
+            return _refused(
+                f"The champion {current or 'that was challenged'} was not the champion when the "
+                "night began: run it again.",
+                current,
+            )
+        if contest.problem:
+            return _refused(
+                f"The champion {current} stays, as it cannot be compared: {contest.problem} Until "
+                "then 'nightfold models promote' or 'rollback' decides.",
+                current,
+            )
+        decision = gate.decide(policy, _evidence(manifest, milliseconds, contest))
+        if decision.outcome == "promote":
+            registry.promote(bundle.version, decision.reason)
             current = bundle.version
-        return PromotionFacts(promoted=promoted, reason=reason, champion=current)
-
-
-def judge(champion: Manifest, challenger: Manifest) -> tuple[bool, str]:
-    """Whether the challenger's mean accuracy is higher on the same fold plan, and why."""
-    if champion.plan_digest != challenger.plan_digest:
-        return False, (
-            f"The champion {champion.version} stays: it was scored on other folds (plan "
-            f"{champion.plan_digest[:12]}) than the challenger (plan "
-            f"{challenger.plan_digest[:12]}), so neither is proven better."
+        return PromotionFacts(
+            promoted=decision.outcome == "promote",
+            reason=decision.reason,
+            champion=current,
+            outcome=decision.outcome,
+            checks=decision.checks,
         )
-    old, new = champion.cross_validated, challenger.cross_validated
-    scores = f"{new.mean:.3%} against {old.mean:.3%} on the same {new.n} folds"
-    if new.mean > old.mean:
-        return True, f"More accurate than the champion {champion.version}: {scores}."
-    return False, f"The champion {champion.version} stays: the challenger has {scores}."
+
+
+def _refused(reason: str, champion: str | None) -> PromotionFacts:
+    return PromotionFacts(promoted=False, reason=reason, champion=champion, outcome="refuse")
+
+
+def _evidence(manifest: Manifest, milliseconds: float | None, contest: Contest) -> gate.Evidence:
+    return gate.Evidence(
+        candidate=str(manifest.candidate["name"]),
+        holdout_accuracy=manifest.holdout.accuracy,
+        ece=manifest.holdout.ece,
+        megabytes=manifest.files[MODEL].bytes / 1e6,
+        milliseconds=math.nan if milliseconds is None else milliseconds,
+        recalls=contest.recalls,
+        champion=contest.champion,
+        champion_recalls=contest.champion_recalls,
+        comparison=contest.comparison,
+    )

@@ -151,6 +151,21 @@ class RunFiles:
         nights = self.history.nights if self.summary.flow == "retrain" else ()
         return nights[-SHOWN_NIGHTS:] if len(nights) > 1 else ()
 
+    @cached_property
+    def verdicts(self) -> list[dict[str, Any]]:
+        """What is known of every pair, those about the best candidate first."""
+        table = self.table("verdicts").astype(object)
+        rows: list[dict[str, Any]] = table.where(table.notna(), None).to_dict("records")  # type: ignore[assignment]
+        return sorted(
+            rows,
+            key=lambda v: self.summary.best not in (v["candidate_a"], v["candidate_b"]),
+        )
+
+    @property
+    def shown_verdicts(self) -> int:
+        """How many of them are not folded away; all about the best candidate are there."""
+        return max(SHOWN_VERDICTS, len(self.summary.candidates) - 1)
+
     def _existing(self, name: str) -> Path:
         path = self.folder / name
         if not path.exists():
@@ -317,7 +332,8 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
             ),
         ],
     }
-    return {**pictures, **_draw_images(run), "trend": _draw_trend(run)}
+    drawn = {"verdicts": _draw_posteriors(run), "trend": _draw_trend(run)}
+    return {**pictures, **drawn, **_draw_images(run)}
 
 
 def _draw_trend(run: RunFiles) -> list[Picture]:
@@ -334,6 +350,21 @@ def _draw_trend(run: RunFiles) -> list[Picture]:
     )
     figure = figures.champion_trend(run.nights, run.history.changes)
     return [_picture(run, "champion_trend", "The champion, night by night", caption, figure)]
+
+
+def _draw_posteriors(run: RunFiles) -> list[Picture]:
+    """The posterior of every shown pair that has one."""
+    from nightfold import figures
+
+    shown = [v for v in run.verdicts[: run.shown_verdicts] if v["p_better"] is not None]
+    if not shown:
+        return []
+    caption = (
+        "How likely each true difference is, the second candidate minus the first. Blue: better; "
+        "orange: worse; between the dashed lines the difference is too small to matter."
+    )
+    drawing = figures.posteriors(shown)
+    return [_picture(run, "posteriors", "Where the true differences lie", caption, drawing)]
 
 
 def _draw_images(run: RunFiles) -> dict[str, list[Picture]]:
@@ -401,17 +432,14 @@ def _render(template: str, run: RunFiles, pictures: Mapping[str, list[Picture]])
 def _context(run: RunFiles) -> dict[str, Any]:
     summary, checks = run.summary, run.validation.checks
     columns = ["candidate", "repeat", "fold", "accuracy", "loss", "epochs", "train_seconds"]
-    verdicts = run.table("verdicts").astype(object)
     return {
         "summary": summary,
         "best": run.best,
+        "outcome": outcome(summary),
         "headline": headline(summary),
         "folds": run.table("scores", columns).to_dict("records"),
-        "verdicts": sorted(
-            verdicts.where(verdicts.notna(), None).to_dict("records"),
-            key=lambda v: summary.best not in (v["candidate_a"], v["candidate_b"]),
-        ),
-        "shown_verdicts": max(SHOWN_VERDICTS, len(summary.candidates) - 1),
+        "verdicts": run.verdicts,
+        "shown_verdicts": run.shown_verdicts,
         "checks": checks,
         "failed": sorted((c for c in checks if not c.passed), key=_by_severity),
         # Only of the data that the recipe was published with there are scores to expect.
@@ -444,7 +472,7 @@ def headline(summary: Summary) -> str:
         became of the champion.
     """
     best = next(c for c in summary.candidates if c.name == summary.best)
-    n = len(summary.candidates)
+    n = sum(facts.name != summary.guest for facts in summary.candidates)
     scored = f"{100 * best.accuracy_mean:.3f} % accuracy in cross-validation"
     place = f"with {scored}" if n == 1 else f"best of {n} candidates with {scored}"
     if summary.final is None:
@@ -462,6 +490,20 @@ def headline(summary: Summary) -> str:
     outcome = "but it was not promoted" if promotion is not None else "and was not up for promotion"
     stays = "; the champion stays" if promotion is not None and promotion.champion else ""
     return f"{best.name} came out {place} and {tested}, {outcome}{stays}."
+
+
+def outcome(summary: Summary) -> str:
+    """What the gate decided, in a word or two; empty for a run that promotes nothing."""
+    if summary.promotion is None:
+        return ""
+    words = {
+        "promote": "Promoted",
+        "keep": "Champion kept",
+        "undecided": "Undecided",
+        "refuse": "Refused",
+    }
+    old = "promote" if summary.promotion.promoted else "refuse"
+    return words[summary.promotion.outcome or old]
 
 
 def duration(seconds: float) -> str:

@@ -31,9 +31,13 @@ def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> boo
 
 
 def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """Everything that decides the fold's numbers, and where the result lives."""
+    """Everything that decides the fold's numbers, the candidate's name, and where the result lives.
+
+    The record holds a handle with the name in it: a recipe that runs under another name tonight
+    finds its fold on the disk instead.
+    """
     job: FoldJob = parameters["job"]
-    return f"{job.key}-{job.folder}".replace("/", "-")
+    return f"{job.key}-{job.candidate.name}-{job.folder}".replace("/", "-")
 
 
 @task(

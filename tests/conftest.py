@@ -110,19 +110,26 @@ def facts() -> ModelFacts:
 
 @pytest.fixture(scope="session")
 def add_bundle(facts: ModelFacts) -> Callable[..., BundleHandle]:
-    """A function that makes a bundle which verifies, though it holds no real model."""
+    """A function that makes a bundle which verifies; it holds a real model only if given one."""
 
     def add(
-        folder: Path, version: str, accuracies: tuple[float, ...] = (0.9, 0.95), plan: str = "1"
+        folder: Path,
+        version: str,
+        accuracies: tuple[float, ...] = (0.9, 0.95),
+        plan: str = "1",
+        like: Path | None = None,
+        **changes: object,
     ) -> BundleHandle:
         bundle = folder / version
         bundle.mkdir(parents=True)
         for name in ("model.keras", "golden.npz", "README.md"):
-            (bundle / name).write_text(f"{name} of {version}")
+            content = (like / name).read_bytes() if like else f"{name} of {version}".encode()
+            (bundle / name).write_bytes(content)
         own = {
             "version": version,
             "plan_digest": plan * 64,
             "cross_validated": FoldScores.of(accuracies),
+            **changes,
         }
         manifest = Manifest.describing(bundle, facts.model_copy(update=own), (28, 28, 1))
         write_json(bundle / "manifest.json", manifest.model_dump(mode="json"))

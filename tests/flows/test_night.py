@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -37,15 +38,33 @@ from nightfold.store import TEMPORARY, Store
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
+LIMITS = {
+    "min_holdout_accuracy": 0.3,
+    "min_class_recall": 0.0,
+    "max_class_loss": 1.0,
+    "max_ece": 1.0,
+    "max_milliseconds": 10_000,
+}
+"""What a network that saw 600 digits once can keep."""
+
+
+def lax(experiment: str) -> str:
+    for limit, value in LIMITS.items():
+        experiment = re.sub(rf"^{limit} = .*$", f"{limit} = {value}", experiment, flags=re.M)
+    return experiment
+
+
 @pytest.fixture(scope="module")
 def settings(small_mnist, tmp_path_factory):
     """A function that makes settings of a short night; the 60,000 rows need not be read for it."""
     folder = tmp_path_factory.mktemp("data") / "digits"
     write_native(folder, small_mnist)
+    experiment = folder.parent / "short.toml"
+    experiment.write_text(lax(shipped("experiments", "tutorial.toml").read_text()))
 
     def make(artifacts, **changes):
         values = {
-            "experiment": "tutorial",
+            "experiment": str(experiment),
             "dataset": f"parquet:{folder}",
             "folds": 2,
             "epochs": 1,
@@ -188,9 +207,33 @@ def test_a_second_run_takes_every_fold_from_the_cache(settings, night):
     trained = [run for run in task_runs(state) if run.name.startswith("train ")]
     assert {run.state.name for run in trained} == {"Cached"}
     again = state.result()
+    assert again.promotion.outcome == "keep"
+    assert "is its own recipe, so there is nothing to prove" in again.promotion.reason
     assert [c.accuracy_mean for c in again.candidates] == [
         c.accuracy_mean for c in summary.candidates
     ]
+
+
+def test_the_champion_defends_its_place_on_folds_that_are_there_already(settings, night):
+    """Tonight's only candidate is the other one; while that is undecided a repeat is added."""
+    artifacts, first, _ = night
+    champion = first.promotion.champion
+    (other,) = {"baseline", "deep"} - {first.best}
+    (recipe,) = [c for c in first.candidates if c.name == first.best]
+    state = retrain(settings(artifacts, candidates=[other]), return_state=True)
+    summary = state.result()
+    assert (summary.best, summary.guest) == (other, "champion")
+    guest = next(c for c in summary.candidates if c.name == "champion")
+    assert guest.digest == recipe.digest
+    assert summary.promotion.outcome in ("keep", "undecided")
+    assert summary.promotion.champion == champion == Registry(Store(artifacts)).champion().version
+    assert f"The champion {champion} stays" in summary.promotion.reason
+    assert len(Registry(Store(artifacts)).champion().looks) == summary.plan.repeats
+    scores = pd.read_parquet(Store(artifacts).run(summary.run_id) / "scores.parquet")
+    assert set(scores["candidate"].value_counts()) == {2 * summary.plan.repeats}
+    old = pd.read_parquet(Store(artifacts).run(first.run_id) / "scores.parquet")
+    once = scores[(scores["candidate"] == "champion") & (scores["repeat"] == 1)]
+    assert set(once["started_at"]) == set(old[old["candidate"] == first.best]["started_at"])
 
 
 def test_a_cached_fold_whose_files_are_gone_is_trained_again(settings, night):

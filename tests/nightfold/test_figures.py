@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from nightfold.figures import (
     confusion_matrix,
     learning_curves,
     percent,
+    posteriors,
     reliability_curve,
     sample_images,
     save_png,
@@ -28,6 +30,7 @@ from nightfold.figures import (
     to_svg,
 )
 from nightfold.history import Change, Night, Score
+from nightfold.statistics import bayesian_correlated_t, corrected_resampled_t
 from nightfold.statistics import reliability_curve as bins_of
 
 LONG = "a photograph of a very tall building by the sea"
@@ -105,6 +108,27 @@ def by_hand(x: float) -> Change:
     return Change(at=at, action="rollback", version="v1", reason="why")
 
 
+def verdict(mean: float = 0.004, sd: float = 0.002, name: str = "deep") -> dict[str, Any]:
+    """Five folds; the columns that are drawn."""
+    noise = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    differences = mean + sd * noise
+    sizes = {"n_train": 48_000, "n_test": 12_000}
+    test = corrected_resampled_t(differences, **sizes)
+    worse, equivalent, better, *_ = bayesian_correlated_t(differences, rope=0.001, **sizes)
+    return {
+        "candidate_a": "baseline",
+        "candidate_b": name,
+        "n_pairs": 5,
+        "mean_difference": test.mean,
+        "interval_low": test.low,
+        "interval_high": test.high,
+        "rope": 0.001,
+        "p_worse": worse,
+        "p_equivalent": equivalent,
+        "p_better": better,
+    }
+
+
 ODD_SHAPES: dict[str, Callable[[], Figure]] = {
     "curves of one epoch": lambda: learning_curves(history(5, 1), "deep"),
     "curves of two folds": lambda: learning_curves(history(2, 10), "deep"),
@@ -126,6 +150,9 @@ ODD_SHAPES: dict[str, Callable[[], Figure]] = {
     "trend of 60 nights": lambda: champion_trend(
         [night(x, data_changed=x % 9 == 8) for x in range(60)], [by_hand(20.3), by_hand(40.3)]
     ),
+    "posterior of one pair": lambda: posteriors([verdict()]),
+    "posteriors of six pairs": lambda: posteriors([verdict(name=LONG)] * 6),
+    "posterior without spread": lambda: posteriors([verdict(0, 0)]),
     "reliability of one row": lambda: reliability_curve(bins_of(np.zeros(1, int), confident(1))),
 }
 
@@ -222,6 +249,17 @@ def test_reliability_leaves_out_empty_bins() -> None:
     points = np.concatenate([dots.get_offsets() for dots in figure.axes[0].collections])
     assert np.isfinite(points).all()
     assert len(points) == 2
+
+
+def test_the_shaded_parts_of_a_posterior_are_its_three_probabilities() -> None:
+    row = verdict(mean=0.0015)
+    axes = posteriors([row]).axes[0]
+    (curve,) = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    x, y = curve.get_data()
+    assert np.trapezoid(np.where(x > 0.1, y, 0), x) == pytest.approx(row["p_better"], abs=0.02)
+    assert np.trapezoid(np.where(x < -0.1, y, 0), x) == pytest.approx(row["p_worse"], abs=0.02)
+    edges = sorted(line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2)
+    assert edges == pytest.approx([-0.1, 0.1])
 
 
 def test_only_certainty_is_called_100_percent() -> None:

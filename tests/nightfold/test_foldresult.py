@@ -1,12 +1,13 @@
 """Fold results: found when whole, trained again when not, keyed by all that decides them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nightfold.experiment import Candidate, Optimizer, PlanChoice
-from nightfold.foldplan import FoldPlan, PlanHandle
+from nightfold.foldplan import FoldPlan
 from nightfold.foldresult import FoldJob, read_probabilities
 from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.store import Store
@@ -14,7 +15,7 @@ from nightfold.store import Store
 
 @pytest.fixture
 def job(small_mnist, tmp_path):
-    plan = FoldPlan.build(PlanChoice(folds=3), small_mnist)
+    plan = FoldPlan.build(PlanChoice(folds=3, repeats=2), small_mnist)
     path = plan.save(Store(tmp_path).plans)
     rows, _ = plan.rows(1, 1)
     return FoldJob(
@@ -25,7 +26,7 @@ def job(small_mnist, tmp_path):
             optimizer=Optimizer(learning_rate=0.1),
         ),
         dataset=small_mnist.handle,
-        plan=PlanHandle(path=str(path), digest=plan.digest, folds=3, repeats=1, n_rows=plan.n_rows),
+        plan=plan.handle(path),
         scaler=Scaler.fit("normalize", pixel_histogram(small_mnist.train.images, rows)),
         repeat=1,
         fold=1,
@@ -47,6 +48,17 @@ def test_the_key_covers_all_that_decides_the_numbers(job):
 def test_the_key_does_not_cover_the_name_or_the_place(job, tmp_path):
     renamed = {**job.candidate.model_dump(), "name": "other"}
     assert changed(job, candidate=renamed, artifacts=str(tmp_path / "x")).key == job.key
+
+
+def test_a_repeat_more_leaves_the_folds_of_the_others_as_they_are(job, small_mnist):
+    longer = FoldPlan.build(PlanChoice(folds=3, repeats=3), small_mnist)
+    assert longer.digest != job.plan.digest
+    for repeat in (1, 2):
+        more = changed(job, plan=longer.handle(Path(job.plan.path)).model_dump(), repeat=repeat)
+        assert more.key == changed(job, repeat=repeat).key
+    reseeded = FoldPlan.build(PlanChoice(folds=3, seed=5), small_mnist)
+    other = reseeded.handle(Path(job.plan.path)).model_dump()
+    assert changed(job, plan=other).key != job.key
 
 
 def test_folds_have_seeds_of_their_own_and_candidates_share_them(job):

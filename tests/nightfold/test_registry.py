@@ -1,16 +1,19 @@
 """The champion pointer: always whole, never pointing at what does not verify, with its history.
 
-The registry reads checksums, never models, so the bundles here hold no real one.
+The registry reads checksums, and models only before a rollback: elsewhere the bundles here hold no
+real one.
 """
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nightfold.errors import BundleRefused, UsageError
@@ -23,6 +26,15 @@ def registry(tmp_path: Path, add_bundle) -> Registry:
     registry = Registry(Store(tmp_path))
     for version in "abc":
         add_bundle(registry.folder, version)
+    return registry
+
+
+@pytest.fixture
+def real_registry(tmp_path: Path, add_bundle, store) -> Registry:
+    """The same with a model that knows its digits in every bundle."""
+    registry = Registry(Store(tmp_path / "real"))
+    for version in "abc":
+        add_bundle(registry.folder, version, like=store.models / "night-1")
     return registry
 
 
@@ -74,7 +86,9 @@ def test_a_bundle_in_the_folder_of_another_version_is_refused(registry):
         registry.promote("d", "better")
 
 
-def test_rollback_gives_the_place_back_and_goes_on_backwards(registry):
+@pytest.mark.slow
+def test_rollback_gives_the_place_back_and_goes_on_backwards(real_registry):
+    registry = real_registry
     for version in "abc":
         registry.promote(version, "better")
     assert registry.rollback().version == "b"
@@ -86,7 +100,9 @@ def test_rollback_gives_the_place_back_and_goes_on_backwards(registry):
     assert names(registry) == ["a", "b", "c", "b", "a", "c", "a"]
 
 
-def test_rollback_to_a_named_champion(registry):
+@pytest.mark.slow
+def test_rollback_to_a_named_champion(real_registry):
+    registry = real_registry
     registry.promote("a", "better")
     registry.promote("b", "better")
     with pytest.raises(UsageError, match="called 'c'; earlier ones: a"):
@@ -104,6 +120,48 @@ def test_rollback_refuses_a_bundle_that_is_not_what_it_was(registry):
     with pytest.raises(BundleRefused, match=r"a/manifest\.json was altered"):
         registry.rollback()
     assert registry.champion().version == "b"
+
+
+@pytest.mark.slow
+def test_rollback_refuses_a_model_that_gives_other_answers_than_when_it_was_sealed(
+    real_registry, add_bundle, store, champion
+):
+    """Every checksum is right, and yet it is not the model that was promoted."""
+    registry, sealed = real_registry, store.models / "night-1"
+    other = registry.folder.parent / "other"
+    shutil.copytree(sealed, other)
+    golden = 1 - champion.predict(champion.golden_images)
+    np.savez(other / "golden.npz", images=champion.golden_images, probabilities=golden)
+    add_bundle(registry.folder, "x", like=other)
+    registry.promote("x", "better")
+    registry.promote("a", "better")
+    with pytest.raises(BundleRefused, match="no longer gives the answers it was sealed with"):
+        registry.rollback()
+    assert registry.champion().version == "a"
+
+
+def test_every_new_piece_of_evidence_is_a_look_and_the_same_one_is_not(registry):
+    registry.promote("a", "first")
+    one, two = "1" * 64, "2" * 64
+    assert [registry.look(e) for e in (one, two, one, two)] == [1, 2, 1, 2]
+    assert registry.champion().looks == (one, two)
+    registry.promote("b", "better")
+    assert registry.look(two) == 1
+    assert [entry.looks for entry in registry.history()] == [(one, two), (two,)]
+
+
+def test_without_champion_there_is_nothing_to_look_at(registry):
+    with pytest.raises(UsageError, match="no champion yet"):
+        registry.look("1" * 64)
+
+
+@pytest.mark.slow
+def test_a_champion_that_comes_back_brings_its_looks_along(real_registry):
+    real_registry.promote("a", "first")
+    real_registry.look("1" * 64)
+    real_registry.promote("b", "better")
+    real_registry.rollback()
+    assert real_registry.look("2" * 64) == 2
 
 
 def test_rollback_without_champion_says_so(registry):

@@ -83,6 +83,21 @@ def test_macro_f1_leaves_out_classes_that_are_neither_true_nor_predicted() -> No
     assert statistics.macro_f1(labels, predicted) == pytest.approx(by_hand)
 
 
+def test_scores_of_every_class_agree_with_scikit_learn(answers: Answers) -> None:
+    labels, probabilities = answers
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(labels, predicted)
+    found = statistics.class_scores(labels, predicted, 10)
+    np.testing.assert_allclose(found, (precision, recall, f1))
+
+
+def test_a_class_that_is_nowhere_has_no_scores() -> None:
+    found = statistics.class_scores(np.array([0, 0]), np.array([0, 1]), 3)
+    np.testing.assert_array_equal(found.precision, [1, 0, np.nan])
+    np.testing.assert_array_equal(found.recall, [0.5, np.nan, np.nan])
+    np.testing.assert_array_equal(found.f1, [2 / 3, 0, np.nan])
+
+
 def two_class(confidence: list[float], right: list[bool]) -> Answers:
     sure = np.array(confidence)
     return (~np.array(right)).astype(np.int64), np.stack([sure, 1 - sure], axis=1)

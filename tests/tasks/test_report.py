@@ -13,7 +13,8 @@ import pytest
 
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import UsageError
-from nightfold.experiment import Candidate
+from nightfold.experiment import Candidate, load_experiment
+from nightfold.gate import Comparison, Evidence, decide
 from nightfold.store import Store, sha256_file
 from nightfold.summary import (
     CandidateFacts,
@@ -438,6 +439,49 @@ def test_the_headline_says_what_became_of_the_champion(
     assert evaluated.endswith("fitted no final model and left the champion as it is.")
 
 
+def test_the_decision_names_the_class_that_was_lost(
+    splits: tuple[Split, Split], tmp_path: Path
+) -> None:
+    recalls = dict.fromkeys(DIGITS, 0.98)
+    found = Comparison(mean_difference=0.004, p_worse=0.0, p_equivalent=0.01, p_better=0.99)
+    decision = decide(
+        load_experiment("night").policy,
+        Evidence(
+            candidate="deep",
+            holdout_accuracy=0.99,
+            ece=0.01,
+            megabytes=2.2,
+            milliseconds=3,
+            recalls=recalls | {"7": 0.93},
+            champion="night-1",
+            champion_recalls=recalls,
+            comparison=found,
+        ),
+    )
+    promotion = PromotionFacts(promoted=False, champion="night-1", **decision.model_dump())
+    folder = RunBuilder(tmp_path, splits).write(promotion=promotion)
+    build_report(folder)
+    read = Page((folder / "report.html").read_text()).text.replace("\N{NO-BREAK SPACE}", " ")
+    for text in (read, (folder / "report.md").read_text()):
+        assert "class 7 against the champion: -5.00 points, from 98.00 % to 93.00 %" in text
+        assert "to lose at most 1 points of recall" in text
+        assert "Refused" in text or "refused" in text
+    failed = [check.name for check in Summary.read(folder).promotion.checks if not check.passed]
+    assert failed == ["class 7 against the champion"]
+
+
+def test_the_posterior_of_every_verdict_is_drawn(usual: Path, page: str) -> None:
+    assert (usual / "figures" / "posteriors.png").exists()
+    assert "deep against baseline: worse" in Page(page).text
+
+
+def test_a_guest_is_not_counted_among_the_candidates(usual: Path) -> None:
+    summary = Summary.read(usual)
+    (other,) = {c.name for c in summary.candidates} - {summary.best}
+    with_guest = headline(summary.model_copy(update={"guest": other}))
+    assert "best of" not in with_guest
+
+
 def test_warnings_stand_open_and_other_checks_are_folded(page: str) -> None:
     checks = page[page.index('id="data"') : page.index('id="folds"')]
     opened, folded = checks.split("<details>", 1)
@@ -488,7 +532,7 @@ def test_a_hostile_class_name_or_description_stays_text(
 
 def test_the_links_of_the_markdown_exist_and_every_figure_is_linked(usual: Path) -> None:
     links = re.findall(r"!\[.*?\]\((.*?)\)", (usual / "report.md").read_text())
-    assert len(links) == 7
+    assert len(links) == 8
     assert sorted(links) == sorted(f"figures/{p.name}" for p in (usual / "figures").iterdir())
 
 

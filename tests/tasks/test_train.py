@@ -21,7 +21,14 @@ def jobs(artifacts, *candidates):
         FoldJob(
             candidate=candidate,
             dataset=DatasetHandle(path="d", digest="d" * 64, name="d", n_train=10, n_test=10),
-            plan=PlanHandle(path="p", digest="p" * 64, folds=2, repeats=1, n_rows=10),
+            plan=PlanHandle(
+                path="p",
+                digest="p" * 64,
+                folds=2,
+                repeats=1,
+                n_rows=10,
+                repeat_digests=("p" * 64,),
+            ),
             scaler=Scaler(name="none"),
             repeat=1,
             fold=fold,

@@ -1,0 +1,130 @@
+"""How often the statistics cry wolf, on MNIST: the tables of docs/statistics.md.
+
+Two recipes that are equally good by construction: every digit is mirrored or not by the toss of a
+coin; one nearest-neighbour classifier sees its left half, the other the mirrored right half. So
+every test that finds one of them better, and every night that promotes the other one, is wrong.
+
+    python benchmarks/honesty.py alarms     part of draws in which a test at 5 % finds a difference
+    python benchmarks/honesty.py years      part of years of 365 nights with a promotion
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from scipy.stats import ttest_1samp
+from sklearn.model_selection import cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+from nightfold import statistics
+from nightfold.experiment import PolicyChoice, load_experiment, shipped
+from nightfold.gate import Comparison, weigh
+from nightfold.sources import read
+
+ROWS = 100
+FOLDS = 5
+
+
+class Digits:
+    """MNIST at a quarter of its size, from which every draw takes other rows."""
+
+    def __init__(self, seed: int) -> None:
+        split = read(f"parquet:{shipped('data', 'mnist')}").train
+        self.images = split.images[:, 2::3, 2::3, 0].astype(np.float32)[:, :, :8]
+        self.labels = np.asarray(split.labels)
+        self.rng = np.random.default_rng(seed)
+
+    def draw(self, repeats: Iterator[int]) -> Iterator[NDArray[np.float64]]:
+        """Differences of accuracy over the folds of each repeat on rows drawn anew."""
+        rng = self.rng
+        rows = rng.choice(len(self.labels), ROWS, replace=False)
+        images, labels = self.images[rows], self.labels[rows]
+        images = np.where(rng.random((ROWS, 1, 1)) < 0.5, images[:, :, ::-1], images)
+        halves = [images[:, :, :4], images[:, :, :3:-1]]
+        distances = [cdist(h.reshape(ROWS, -1), h.reshape(ROWS, -1)) for h in halves]
+        for _ in repeats:
+            fold = rng.permutation(np.arange(ROWS) % FOLDS)
+            unseen = fold[:, None] == fold
+            right = [
+                labels[np.where(unseen, np.inf, d).argmin(axis=1)] == labels for d in distances
+            ]
+            gain = right[1].astype(np.float64) - right[0]
+            yield np.bincount(fold, gain, FOLDS) / np.bincount(fold)
+
+
+def alarms(draws: int = 1000) -> None:
+    """Print how often the plain paired t-test and the corrected one find a difference."""
+    digits = Digits(seed=1)
+    print(f"{draws} draws of {ROWS} digits, {FOLDS} folds, tests at 5 %")
+    found: dict[int, list[tuple[bool, bool]]] = {1: [], 10: []}
+    for _ in range(draws):
+        differences = np.stack(list(digits.draw(iter(range(10)))))
+        for repeats, each in found.items():
+            d = differences[:repeats].ravel()
+            test = statistics.corrected_resampled_t(d, n_train=80, n_test=20)
+            plain = d.std() > 0 and ttest_1samp(d, 0).pvalue < 0.05
+            each.append((plain, test.p is not None and test.p < 0.05))
+    for repeats, each in found.items():
+        plain, corrected = 100 * np.mean(each, axis=0)
+        print(f"{repeats:2} repeats: plain paired t {plain:.1f} %, corrected {corrected:.1f} %")
+
+
+def years(n: int = 200, seed: int = 2, nights: int = 365) -> None:
+    """Print the part of years in which the gate promotes, with its looks counted and without."""
+    policy = load_experiment("night").policy
+    assert policy is not None
+    digits = Digits(seed)
+    counted, naive = [], []
+    for year in range(n):
+        looks = count(1)
+        # The same draws judge both; the naive gate takes every look for the first.
+        promoted = [_night(digits, policy, looks) for _ in range(nights)]
+        counted.append(any(by_look for by_look, _ in promoted))
+        naive.append(any(at_first for _, at_first in promoted))
+        if year % 20 == 19:
+            print(f"{year + 1} years: counted {np.mean(counted):.3f}, naive {np.mean(naive):.3f}")
+
+
+def _night(digits: Digits, policy: PolicyChoice, looks: Iterator[int]) -> tuple[bool, bool]:
+    """Whether a night of equal recipes promotes: with looks counted, and with none counted."""
+    differences: list[NDArray[np.float64]] = []
+    naive = False
+    for of_repeat in digits.draw(iter(range(policy.max_repeats))):
+        differences.append(of_repeat)
+        posterior = statistics.bayesian_correlated_t(
+            np.concatenate(differences), n_train=80, n_test=20, rope=policy.rope
+        )
+        asked = Comparison(
+            mean_difference=float(np.mean(differences)),
+            p_worse=posterior.p_worse,
+            p_equivalent=posterior.p_equivalent,
+            p_better=posterior.p_better,
+            look=next(looks),
+        )
+        naive |= (posterior.p_better or 0) >= policy.probability
+        if (verdict := weigh(policy, asked)) != "undecided":
+            return verdict == "better", naive
+    return False, naive
+
+
+def check() -> None:
+    """Make sure that the classifier above is scikit-learn's."""
+    digits = Digits(seed=3)
+    images = digits.images[:ROWS].reshape(ROWS, -1)
+    labels = digits.labels[:ROWS]
+    fold = np.arange(ROWS) % FOLDS
+    unseen = fold[:, None] == fold
+    ours = labels[np.where(unseen, np.inf, cdist(images, images)).argmin(axis=1)]
+    folds = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(FOLDS)]
+    theirs = cross_val_predict(KNeighborsClassifier(1), images, labels, cv=folds)
+    assert (ours == theirs).mean() > 0.99, (ours == theirs).mean()
+
+
+if __name__ == "__main__":
+    check()
+    {"alarms": alarms, "years": years}[sys.argv[1]](*map(int, sys.argv[2:]))
