@@ -35,6 +35,9 @@ def start() -> None:
     if threads() == 1:
         return
     with suppress(RuntimeError):
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Workers share a GPU; by default the first would take all of its memory.
+            tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.config.list_logical_devices()
