@@ -26,7 +26,7 @@ test: setup ## lint, types, import contract and all tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --cov --cov-report= --cov-fail-under=0 tests/nightfold tests/tasks tests/flows
+	$(BIN)/pytest --cov --cov-report= --cov-fail-under=0 tests/nightfold tests/tasks tests/flows tests/benchmarks
 	$(BIN)/pytest --cov --cov-append tests/acceptance
 
 fast: setup ## the tests that need no training and no server

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightfold import sources
+from nightfold.dataset import Dataset, Split
 from nightfold.experiment import shipped
 
 
@@ -19,6 +20,19 @@ def mnist() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], ND
     contents = sources.read(f"parquet:{shipped('data', 'mnist')}")
     train, test = contents.train, contents.test
     return train.images[..., 0], train.labels, test.images[..., 0], test.labels
+
+
+def write_snapshot(folder: Path, rows: int) -> Dataset:
+    """Snapshot of the first `rows` training digits and 100 test digits."""
+    x_train, y_train, x_test, y_test = mnist()
+    return Dataset.write(
+        folder,
+        name="mnist",
+        origin="mnist",
+        class_names=tuple("0123456789"),
+        train=Split(x_train[:rows, ..., None], y_train[:rows]),
+        test=Split(x_test[:100, ..., None], y_test[:100]),
+    )
 
 
 def write_archive(path: Path, rows: int) -> Path:

@@ -4,14 +4,14 @@ Two recipes that are equally good by construction: every digit is mirrored or no
 coin; one nearest-neighbour classifier sees its left half, the other the mirrored right half. So
 every test that finds one of them better, and every night that promotes the other one, is wrong.
 
-    python benchmarks/honesty.py alarms     part of draws in which a test at 5 % finds a difference
-    python benchmarks/honesty.py years      part of years of 365 nights with a promotion
+    python -m benchmarks.honesty alarms [DRAWS]       draws in which a test at 5 % finds a difference
+    python -m benchmarks.honesty years [YEARS SEED]   years of 365 nights with a promotion
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import numpy as np
@@ -127,4 +127,6 @@ def check() -> None:
 
 if __name__ == "__main__":
     check()
-    {"alarms": alarms, "years": years}[sys.argv[1]](*map(int, sys.argv[2:]))
+    command, *numbers = sys.argv[1:]
+    run: Callable[..., None] = {"alarms": alarms, "years": years}[command]
+    run(*map(int, numbers))

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import typer
 
-from benchmarks.digits import mnist
+from benchmarks.digits import write_snapshot
 from benchmarks.measure import RESULTS, Results, publish
 from nightfold import backend
-from nightfold.dataset import Dataset, Split
+from nightfold.dataset import Dataset
 from nightfold.experiment import Candidate, Optimizer
 from nightfold.scaling import Scaler
 from nightfold.training import Epoch, train
@@ -176,16 +176,8 @@ def main(
 ) -> None:
     """Profile architectures, by default the tutorial's three."""
     backend.start()
-    x_train, y_train, x_test, y_test = mnist()
     with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        dataset = Dataset.write(
-            Path(folder),
-            name="mnist",
-            origin="mnist",
-            class_names=tuple("0123456789"),
-            train=Split(x_train[:rows, ..., None], y_train[:rows]),
-            test=Split(x_test[:100, ..., None], y_test[:100]),
-        )
+        dataset = write_snapshot(Path(folder), rows)
         for architecture in architectures or ["baseline", "batch_norm", "deep"]:
             peak = measure_peak()
             found = profile(architecture, dataset, batch_size)

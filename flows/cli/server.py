@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 from nightfold.errors import UsageError
@@ -41,11 +43,18 @@ def _start_server() -> None:
         return
     from prefect.server.api.server import SubprocessASGIServer
 
+    threading.Thread(target=_import_ahead, daemon=True).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         SubprocessASGIServer().start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _import_ahead() -> None:
+    """Import what the night will need while its server starts, which takes as long."""
+    for module in ("flows.retrain", "great_expectations", "sklearn.model_selection"):
+        importlib.import_module(module)
 
 
 def _knock(url: str) -> None:
