@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 TRAIN = "#2a78bd"
 VALIDATION = "#dd6b10"
+OUTCOMES = {
+    "promote": ("challenger promoted", "*", 150, TRAIN),
+    "keep": ("challenger no better", "o", 52, "none"),
+    "undecided": ("undecided", "s", 46, "none"),
+    "refuse": ("challenger refused", "X", 60, VALIDATION),
+}
+"""Of a night: what the legend says, the mark, its size and what fills it."""
 VERDICT_WORDS = ("worse", "equivalent", "better")
 INK = "#1f2329"
 LINE = "#d3d7dd"
@@ -508,16 +515,19 @@ def champion_trend(nights: Sequence[Night], changes: Sequence[Change] = ()) -> F
         capsize=3 if len(nights) <= 40 else 0,
         label="champion, 95 % interval",
     )
-    promoted = {x: night for x, night in enumerate(nights) if night.promoted}
-    refused = {x: night for x, night in enumerate(nights) if not night.promoted}
-    for which, label, marker, size, colour in (
-        (promoted, "challenger promoted", "*", 150, TRAIN),
-        (refused, "challenger refused", "x", 42, VALIDATION),
-    ):
-        if which:
-            accuracies = [100 * night.challenger.accuracy for night in which.values()]
+    for outcome, (label, marker, size, fill) in OUTCOMES.items():
+        places = [x for x, night in enumerate(nights) if night.outcome == outcome]
+        if places:
             axes.scatter(
-                list(which), accuracies, s=size, marker=marker, color=colour, zorder=3, label=label
+                places,
+                [100 * nights[x].challenger.accuracy for x in places],
+                s=size,
+                marker=marker,
+                facecolors=fill,
+                edgecolors=TRAIN if outcome == "promote" else VALIDATION,
+                linewidths=1.5,
+                zorder=3,
+                label=label,
             )
     shown = range(len(nights) - 1, -1, -math.ceil(len(nights) / 9))
     days = [nights[x].started_at for x in shown]

@@ -13,9 +13,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from nightfold.errors import BundleRefused
+from nightfold.gate import Outcome
 from nightfold.registry import Entry, Registry
 from nightfold.store import TEMPORARY, Store
-from nightfold.summary import CandidateFacts, Summary
+from nightfold.summary import CandidateFacts, PromotionFacts, Summary
 from nightfold.validation import ValidationReport
 
 
@@ -70,8 +71,8 @@ class Night(_Part):
         Of the champion's recipe on this night's folds; None if the night did not train it.
     challenger : Score
         Of the night's best candidate.
-    promoted : bool
-        Whether the challenger became, or stayed, champion.
+    outcome : {'promote', 'keep', 'undecided', 'refuse'}
+        What the gate decided, see `nightfold.gate`.
     reason : str
         Why, in a sentence.
     """
@@ -87,7 +88,7 @@ class Night(_Part):
     champion: str | None
     champion_score: Score | None
     challenger: Score
-    promoted: bool
+    outcome: Outcome
     reason: str
 
 
@@ -217,9 +218,16 @@ def _night(summary: Summary, recipes: dict[str, str], data_changed: bool) -> Nig
         champion=champion,
         champion_score=Score.of(scored[0]) if scored else None,
         challenger=Score.of(best),
-        promoted=bool(promotion and promotion.promoted),
+        outcome=_outcome(promotion),
         reason=promotion.reason if promotion else "",
     )
+
+
+def _outcome(promotion: PromotionFacts | None) -> Outcome:
+    """The gate's word; nights before there was a gate either promoted or refused."""
+    if promotion and promotion.outcome:
+        return promotion.outcome
+    return "promote" if promotion and promotion.promoted else "refuse"
 
 
 def _by_hand(entries: list[Entry], summaries: list[Summary]) -> list[Change]:

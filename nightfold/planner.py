@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nightfold.bundle import Manifest
 from nightfold.experiment import Candidate
 from nightfold.foldplan import FoldPlan
 from nightfold.statistics import LEVEL, detectable_difference
@@ -104,6 +103,24 @@ class Effort(_Part):
     detectable: Detectable
 
 
+class Look(_Part):
+    """The next look at the champion; see `nightfold.gate.required_probability`.
+
+    Attributes
+    ----------
+    champion : str
+        The candidate that is its recipe.
+    number : int
+        Which look it is, from 1.
+    probability : float
+        Of being better by more than the region of practical equivalence, that it asks for.
+    """
+
+    champion: str
+    number: int
+    probability: float
+
+
 class Outlook(_Part):
     """What `nightfold plan` says.
 
@@ -119,6 +136,9 @@ class Outlook(_Part):
         For the first of `pairs`; tonight's repeats first.
     floor : float
         What no number of repeats can go below, since they share their rows.
+    look, promotion : Look, Detectable or None
+        What a promotion asks for, and which true gain over the champion meets it with `POWER`; of
+        the candidate that is hardest to tell from the champion.
     seconds : dict of str to float or None
         Training of a fold of each candidate; None where no night tells.
     notes : tuple of str
@@ -135,6 +155,8 @@ class Outlook(_Part):
     pairs: tuple[Pair, ...]
     efforts: tuple[Effort, ...]
     floor: float
+    look: Look | None
+    promotion: Detectable | None
     seconds: dict[str, float | None]
     notes: tuple[str, ...]
 
@@ -215,20 +237,26 @@ class Earlier:
         A fold that several nights report, because none had to train it again, counts once.
         """
         found: dict[frozenset[str], list[Spread]] = {}
-        for _, rows in self.scores.groupby("plan_digest"):
-            accuracy = rows.pivot_table(
-                index=["seed", "repeat", "fold"],
-                columns="candidate_digest",
-                values="accuracy",
-                aggfunc="last",
-            )
+        counted: set[tuple[Any, ...]] = set()
+        plans = [rows for _, rows in self.scores.groupby("plan_digest")]
+        # A plan shares the folds of its first repeats with those that have fewer: largest first.
+        for rows in sorted(plans, key=lambda rows: -len(rows)):
+            place, digest = ["seed", "repeat", "fold"], "candidate_digest"
+            newest = rows.drop_duplicates([*place, digest], keep="last")
+            table = newest.pivot(index=place, columns=digest, values=["accuracy", "started_at"])
             n_test = float(rows["n_test"].mean())
-            for a, b in combinations(accuracy.columns, 2):
-                differences = (accuracy[b] - accuracy[a]).dropna()
+            for a, b in combinations(table["accuracy"].columns, 2):
+                pair = frozenset((a, b))
+                differences = []
+                for where, row in table.loc[:, (slice(None), [a, b])].dropna().iterrows():
+                    fold = (pair, where, row["started_at", a], row["started_at", b])
+                    if fold not in counted:
+                        counted.add(fold)
+                        differences.append(row["accuracy", b] - row["accuracy", a])
                 if len(differences) >= 2:
-                    variance = float(differences.var(ddof=1)) * n_test
+                    variance = float(np.var(differences, ddof=1)) * n_test
                     spread = Spread(variance, len(differences) - 1, 1, frozenset({round(n_test)}))
-                    found.setdefault(frozenset((a, b)), []).append(spread)
+                    found.setdefault(pair, []).append(spread)
         return found
 
     def spread(self, a: str, b: str) -> tuple[Basis, Spread]:
@@ -261,23 +289,20 @@ class Earlier:
 
 def plan_ahead(
     candidates: Sequence[Candidate],
-    champion: Manifest | None,
     plan: FoldPlan,
     earlier: Earlier,
     *,
     workers: int,
     rope: float,
     sure: float,
+    look: Look | None = None,
 ) -> Outlook:
     """Say what a night can detect before it is run.
 
     Parameters
     ----------
     candidates : sequence of Candidate
-        To be trained tonight.
-    champion : Manifest or None
-        Of the model in use on the same data. Its recipe is compared with if it is none of the
-        candidates; its training is not counted.
+        To be trained tonight, the champion's recipe among them.
     plan : FoldPlan
         Tonight's.
     earlier : Earlier
@@ -286,24 +311,23 @@ def plan_ahead(
         Folds trained at once.
     rope, sure : float
         Of the verdict, see `nightfold.statistics.detectable_difference`.
+    look : Look, optional
+        What a promotion asks for; None if there is no champion or nothing is promoted.
 
     Returns
     -------
     Outlook
         Without pairs and efforts, and with a floor of 0, if there is nothing to compare with.
     """
-    compared = {candidate.name: candidate.digest for candidate in candidates}
-    if champion and champion.candidate_digest not in compared.values():
-        compared[f"champion ({champion.candidate['name']})"] = champion.candidate_digest
+    digests = {candidate.name: candidate.digest for candidate in candidates}
     sizes = Sizes(plan.n_rows * (1 - 1 / plan.folds), plan.n_rows / plan.folds, rope, sure)
-    known = [
-        (a, b, *earlier.spread(compared[a], compared[b])) for a, b in combinations(compared, 2)
-    ]
+    known = [(a, b, *earlier.spread(digests[a], digests[b])) for a, b in combinations(digests, 2)]
     known.sort(key=lambda pair: -pair[3].variance)
     timed = {c.name: earlier.seconds(c, sizes.n_train) for c in candidates}
     seconds = {name: found for name, (found, _) in timed.items()}
     per_repeat = _minutes(list(seconds.values()), plan.folds, workers)
     hardest = known[0][3] if known else None
+    rivals = [spread for a, b, _, spread in known if look and look.champion in (a, b)]
     return Outlook(
         n_rows=plan.n_rows,
         folds=plan.folds,
@@ -335,6 +359,12 @@ def plan_ahead(
             if hardest
         ),
         floor=sizes.detectable(hardest, math.inf).difference if hardest else 0.0,
+        promotion=replace(sizes, sure=look.probability).detectable(
+            rivals[0], plan.folds * plan.repeats
+        )
+        if look and rivals
+        else None,
+        look=look,
         seconds=seconds,
         notes=tuple(_notes(known, timed, sizes, earlier)),
     )

@@ -344,8 +344,8 @@ def _draw_trend(run: RunFiles) -> list[Picture]:
         return []
     caption = (
         "Dots: the champion's recipe on the folds of each night, with the 95 % interval over "
-        "images; it does not cover the choice of the seed. A star is a best candidate that was "
-        "promoted, a cross one that was not. Scores on both sides of a dashed line are of "
+        "images; it does not cover the choice of the seed. The other marks are the best candidate "
+        "of the night and what became of it. Scores on both sides of a dashed line are of "
         "different data."
     )
     figure = figures.champion_trend(run.nights, run.history.changes)

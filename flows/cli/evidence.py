@@ -19,16 +19,22 @@ from flows.cli.output import print_json, say, tell
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nightfold.bundle import Manifest
     from nightfold.history import History, Score
-    from nightfold.planner import Detectable, Outlook
-    from nightfold.store import Store
+    from nightfold.planner import Detectable, Look, Outlook
+    from nightfold.registry import Registry
+    from tasks.defend import Defence
 
 app = typer.Typer()
 
 SHOWN_PAIRS = 6
 """Pairs in the table, the hardest first; `--json` has all."""
 
+OUTCOMES = {
+    "promote": "promoted",
+    "keep": "champion kept",
+    "undecided": "undecided",
+    "refuse": "refused",
+}
 PIPED_WIDTH = 200
 """Columns where there is no terminal to say how many it has."""
 
@@ -43,23 +49,27 @@ def plan(options: NightOptions, as_json: JsonOption = False) -> None:
     """
     from nightfold.foldplan import FoldPlan
     from nightfold.planner import Earlier, plan_ahead
+    from nightfold.registry import Registry
     from nightfold.store import Store
     from tasks.compare import ROPE, SURE
+    from tasks.defend import enter
     from tasks.ingest import take_in
 
     settings = options.settings()
     experiment, store = settings.load(), Store(options.artifacts)
     dataset = take_in(experiment.dataset, str(options.artifacts))
-    champion = _champion(store)
+    registry = Registry(store)
+    defence = enter(experiment, dataset, registry)
     outlook = plan_ahead(
-        experiment.candidates,
-        champion if champion and champion.dataset == dataset.name else None,
+        defence.experiment.candidates,
         FoldPlan.build(experiment.plan, dataset),
         Earlier.read(store, dataset.name),
         workers=settings.n_workers,
-        rope=ROPE,
-        sure=SURE,
+        look=_next_look(defence, registry),
+        **(experiment.policy.verdict if experiment.policy else {"rope": ROPE, "sure": SURE}),
     )
+    if defence.problem:
+        tell(f"The champion cannot be compared: {defence.problem}")
     if as_json:
         print_json(
             {"experiment": experiment.name, "dataset": dataset.name}
@@ -104,7 +114,7 @@ def _show_history(told: History) -> None:
             f"{night.dataset}, changed" if night.data_changed else night.dataset,
             _score(night.champion_score) if night.champion else "none",
             f"{night.challenger.candidate} {100 * night.challenger.accuracy:.3f}",
-            "promoted" if night.promoted else "refused",
+            OUTCOMES[night.outcome],
         )
         for night in told.nights
     ] + [(change.at, "", change.version, "", f"{change.action} by hand") for change in told.changes]
@@ -126,21 +136,23 @@ def _score(score: Score | None) -> str:
     return f"{text} ± {50 * (score.high - score.low):.3f}"
 
 
-def _champion(store: Store) -> Manifest | None:
-    """What is known of the model in use, if there is one."""
-    from nightfold.bundle import read_manifest
-    from nightfold.registry import Registry
+def _next_look(defence: Defence, registry: Registry) -> Look | None:
+    """What the gate will ask of a challenger tonight, if there is a champion to be challenged."""
+    from nightfold.gate import required_probability
+    from nightfold.planner import Look
 
-    registry = Registry(store)
-    entry = registry.champion()
-    if entry is None:
+    champion, policy = registry.champion() if defence.candidate else None, defence.experiment.policy
+    if champion is None or policy is None or defence.candidate is None:
         return None
-    return read_manifest(registry.folder / entry.version, manifest_sha256=entry.manifest_sha256)
+    number = len(champion.looks) + 1
+    rivals = max(1, sum(c.name != defence.candidate for c in defence.experiment.candidates))
+    needed = required_probability(policy.probability, look=number, rivals=rivals)
+    return Look(champion=defence.candidate, number=number, probability=needed)
 
 
 def _show(outlook: Outlook) -> None:
     if not outlook.pairs:
-        say("One candidate and no other champion on this data: there is no difference to detect.")
+        say("One recipe only, the champion's included: there is no difference to detect.")
         return
     basis = {"others": "other pairs", "assumed": "assumed"}
     pairs = _table("pair", "spread", "known from", "detectable", "95 % interval")
@@ -167,6 +179,12 @@ def _show(outlook: Outlook) -> None:
         say(f"and {hidden} more pairs that are easier to tell apart (--json has them)")
     say(f"\nMore repeats, for {outlook.pairs[0].b} against {outlook.pairs[0].a}:")
     _print(efforts)
+    if outlook.look and outlook.promotion:
+        say(
+            f"\nTo be promoted over {outlook.look.champion} at look {outlook.look.number}: "
+            f"{_points(outlook.promotion)[0]} points, because "
+            f"{100 * outlook.look.probability:.3f} % is asked for."
+        )
     tell(
         "\nIn points of accuracy. Spread: standard deviation of the difference between folds. "
         "Detectable: the smallest true difference that gets the verdict 'better' "

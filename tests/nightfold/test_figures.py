@@ -98,7 +98,7 @@ def night(x: int, **changes: object) -> Night:
         champion="v1",
         champion_score=score,
         challenger=Score(candidate="deep", accuracy=0.9885, low=None, high=None),
-        promoted=x == 0,
+        outcome="promote" if x == 0 else "refuse",
         reason="Not proven.",
     ).model_copy(update=changes)
 
@@ -148,7 +148,11 @@ ODD_SHAPES: dict[str, Callable[[], Figure]] = {
     "trend of one night": lambda: champion_trend([night(0)]),
     "trend of a night without score": lambda: champion_trend([night(0, champion_score=None)]),
     "trend of 60 nights": lambda: champion_trend(
-        [night(x, data_changed=x % 9 == 8) for x in range(60)], [by_hand(20.3), by_hand(40.3)]
+        [
+            night(x, data_changed=x % 9 == 8, outcome=("keep", "undecided")[x % 2])
+            for x in range(60)
+        ],
+        [by_hand(20.3), by_hand(40.3)],
     ),
     "posterior of one pair": lambda: posteriors([verdict()]),
     "posteriors of six pairs": lambda: posteriors([verdict(name=LONG)] * 6),

@@ -56,13 +56,13 @@ def test_a_store_without_runs_has_no_nights(tmp_path):
 
 def test_the_champion_is_followed_by_its_recipe_from_night_to_night(three_nights):
     told = [
-        (n.champion, n.champion_score.candidate, n.champion_score.accuracy, n.promoted)
+        (n.champion, n.champion_score.candidate, n.champion_score.accuracy, n.outcome)
         for n in History.read(three_nights).nights
     ]
     assert told == [
-        (V1, "baseline", 0.986, True),
-        (V1, "baseline", 0.987, False),
-        (V3, "deep", 0.991, True),
+        (V1, "baseline", 0.986, "promote"),
+        (V1, "baseline", 0.987, "refuse"),
+        (V3, "deep", 0.991, "promote"),
     ]
 
 
@@ -70,6 +70,12 @@ def test_a_refused_challenger_is_told_with_its_score_and_the_reason(three_nights
     night = History.read(three_nights).nights[1]
     assert (night.challenger.candidate, night.challenger.accuracy) == ("deep", 0.9875)
     assert night.reason == "Not proven."
+
+
+def test_the_gate_has_more_words_than_yes_and_no(three_nights, write_night):
+    kept = refused(V3).model_copy(update={"outcome": "undecided"})
+    write_night(three_nights, day(3), {DEEP: 0.991}, kept, data="b")
+    assert History.read(three_nights).nights[-1].outcome == "undecided"
 
 
 def test_new_data_is_marked_in_the_night_that_first_used_it(three_nights, write_night):

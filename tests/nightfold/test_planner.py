@@ -1,15 +1,14 @@
 """What a night can detect, told from nights before it whose scores are of real digits."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nightfold.bundle import read_manifest
 from nightfold.experiment import Candidate, PlanChoice
 from nightfold.foldplan import FoldPlan
-from nightfold.planner import ASSUMED_DISAGREEMENT, Earlier, plan_ahead
+from nightfold.gate import required_probability
+from nightfold.planner import ASSUMED_DISAGREEMENT, Earlier, Look, plan_ahead
 from nightfold.statistics import bayesian_correlated_t
 from nightfold.store import Store
 
@@ -39,9 +38,9 @@ def night(store, digit_plan, digit_accuracies, write_scores):
     return run
 
 
-def look_ahead(store, plan, *candidates, champion=None, workers=2):
+def look_ahead(store, plan, *candidates, look=None):
     earlier = Earlier.read(store, "small-mnist")
-    return plan_ahead(candidates, champion, plan, earlier, workers=workers, **RULE)
+    return plan_ahead(candidates, plan, earlier, workers=2, look=look, **RULE)
 
 
 def test_the_spread_is_that_of_the_same_two_on_the_same_folds(
@@ -178,15 +177,37 @@ def test_the_newest_night_tells_the_time(store, night, digit_plan):
     assert look_ahead(store, digit_plan, NEIGHBOUR, BAYES).seconds["bayes"] == pytest.approx(6)
 
 
-def test_a_single_candidate_is_compared_with_the_champion(
-    store, night, digit_plan, add_bundle, facts
-):
-    manifest = read_manifest(Path(add_bundle(store.models, "v1").path))
-    (pair,) = look_ahead(store, digit_plan, NEIGHBOUR, champion=manifest).pairs
-    assert (pair.a, pair.b) == ("neighbour", "champion (dense)")
-    recipe = Candidate.model_validate(facts.candidate)
-    alone = look_ahead(store, digit_plan, recipe, champion=manifest)
+def test_a_single_recipe_has_nothing_to_be_told_from(store, digit_plan):
+    alone = look_ahead(store, digit_plan, NEIGHBOUR)
     assert (alone.pairs, alone.efforts, alone.floor) == ((), (), 0.0)
+
+
+def test_a_promotion_asks_for_more_at_every_look(store, night, digit_plan):
+    night(NEIGHBOUR, BAYES, RIDGE)
+    candidates = (NEIGHBOUR, BAYES, RIDGE)
+    looks = [
+        Look(champion="ridge", number=k, probability=required_probability(0.95, look=k))
+        for k in (1, 2, 20)
+    ]
+    outlooks = [look_ahead(store, digit_plan, *candidates, look=look) for look in looks]
+    asked = [outlook.promotion.difference for outlook in outlooks]
+    against_champion = [
+        pair.tonight.difference for pair in outlooks[0].pairs if "ridge" in (pair.a, pair.b)
+    ]
+    assert max(against_champion) < asked[0] < asked[1] < asked[2]
+    assert look_ahead(store, digit_plan, *candidates).promotion is None
+
+
+def test_a_plan_with_more_repeats_shares_folds_that_count_once(
+    store, small_mnist, digit_plan, digit_accuracies, write_scores
+):
+    one = FoldPlan.build(PlanChoice(folds=5), small_mnist)
+    for run_id, plan in (("short", one), ("long", digit_plan)):
+        folds = plan.folds * plan.repeats
+        scores = {c: digit_accuracies[c.name][:folds] for c in (NEIGHBOUR, BAYES)}
+        write_scores(store, run_id, FIRST, plan, scores)
+    (pair,) = look_ahead(store, digit_plan, NEIGHBOUR, BAYES).pairs
+    assert (pair.plans, pair.freedom) == (1, 9)
 
 
 def test_a_damaged_table_is_named_and_the_others_are_read(store, night, digit_plan):
