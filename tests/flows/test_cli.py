@@ -228,7 +228,7 @@ def test_the_history_tells_each_night_and_names_what_it_left_out(tmp_path, write
     assert "± 0.0" in lines[2]
     assert "Left out: broken (unfinished" in done.stderr
     told = json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)
-    assert [night["promoted"] for night in told["nights"]] == [True, False]
+    assert [night["outcome"] for night in told["nights"]] == ["promote", "refuse"]
 
 
 @pytest.mark.slow
