@@ -4,8 +4,8 @@ Two recipes that are equally good by construction: every digit is mirrored or no
 coin; one nearest-neighbour classifier sees its left half, the other the mirrored right half. So
 every test that finds one of them better, and every night that promotes the other one, is wrong.
 
-    python -m benchmarks.honesty alarms [DRAWS]       draws in which a test at 5 % finds a difference
-    python -m benchmarks.honesty years [YEARS SEED]   years of 365 nights with a promotion
+    python -m benchmarks.honesty alarms [DRAWS]      draws in which a test at 5 % finds a difference
+    python -m benchmarks.honesty years [YEARS SEED]  years of 365 nights with a promotion
 """
 
 from __future__ import annotations
@@ -128,5 +128,5 @@ def check() -> None:
 if __name__ == "__main__":
     check()
     command, *numbers = sys.argv[1:]
-    run: Callable[..., None] = {"alarms": alarms, "years": years}[command]
-    run(*map(int, numbers))
+    commands: dict[str, Callable[..., None]] = {"alarms": alarms, "years": years}
+    commands[command](*map(int, numbers))

@@ -246,7 +246,7 @@ def _class_losses(policy: PolicyChoice, evidence: Evidence) -> list[Check]:
         Check(
             name=f"class {name} against the champion",
             passed=loss <= policy.max_class_loss,
-            asked=f"to lose at most {100 * policy.max_class_loss:g} points of recall",
+            asked=f"a loss of at most {100 * policy.max_class_loss:.2f} points of recall",
             found=f"{-100 * loss:+.2f} points, from {_percent(evidence.champion_recalls[name])} "
             f"to {_percent(evidence.recalls[name])}",
         )
@@ -324,7 +324,9 @@ def _comparison_told(policy: PolicyChoice, evidence: Evidence, verdict: str) -> 
 
 def _refusal(evidence: Evidence, broken: list[Check]) -> str:
     told = "; ".join(f"{check.name}: {check.found}, asked {check.asked}" for check in broken)
-    return _stays(evidence) + f"{evidence.candidate} breaks the policy ({told})."
+    gained = evidence.comparison.mean_difference if evidence.comparison else 0.0
+    average = f"gains {100 * gained:+.2f} points on average but " if gained > 0 else ""
+    return _stays(evidence) + f"{evidence.candidate} {average}breaks the policy ({told})."
 
 
 def _stays(evidence: Evidence) -> str:

@@ -464,7 +464,8 @@ def test_the_decision_names_the_class_that_was_lost(
     read = Page((folder / "report.html").read_text()).text.replace("\N{NO-BREAK SPACE}", " ")
     for text in (read, (folder / "report.md").read_text()):
         assert "class 7 against the champion: -5.00 points, from 98.00 % to 93.00 %" in text
-        assert "to lose at most 1 points of recall" in text
+        assert "deep gains +0.40 points on average but breaks the policy" in text
+        assert "a loss of at most 3.00 points of recall" in text
         assert "Refused" in text or "refused" in text
     failed = [check.name for check in Summary.read(folder).promotion.checks if not check.passed]
     assert failed == ["class 7 against the champion"]
