@@ -247,12 +247,13 @@ class Earlier:
             n_test = float(rows["n_test"].mean())
             for a, b in combinations(table["accuracy"].columns, 2):
                 pair = frozenset((a, b))
+                both = table.loc[:, (slice(None), [a, b])].dropna()
+                gains, starts = both["accuracy"][b] - both["accuracy"][a], both["started_at"]
                 differences = []
-                for where, row in table.loc[:, (slice(None), [a, b])].dropna().iterrows():
-                    fold = (pair, where, row["started_at", a], row["started_at", b])
-                    if fold not in counted:
-                        counted.add(fold)
-                        differences.append(row["accuracy", b] - row["accuracy", a])
+                for *fold, gain in zip(both.index, starts[a], starts[b], gains, strict=True):
+                    if (pair, *fold) not in counted:
+                        counted.add((pair, *fold))
+                        differences.append(gain)
                 if len(differences) >= 2:
                     variance = float(np.var(differences, ddof=1)) * n_test
                     spread = Spread(variance, len(differences) - 1, 1, frozenset({round(n_test)}))
