@@ -9,6 +9,7 @@ page, where `to_svg` leaves the colour of text and lines to the page.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from nightfold.history import Change, Night, Score
+
 TRAIN = "#2a78bd"
 VALIDATION = "#dd6b10"
+OUTCOMES = {
+    "promote": ("challenger promoted", "*", 150, TRAIN),
+    "keep": ("challenger no better", "o", 52, "none"),
+    "undecided": ("undecided", "s", 46, "none"),
+    "refuse": ("challenger refused", "X", 60, VALIDATION),
+}
+"""Of a night: what the legend says, the mark, its size and what fills it."""
 VERDICT_WORDS = ("worse", "equivalent", "better")
 INK = "#1f2329"
 LINE = "#d3d7dd"
@@ -467,6 +477,96 @@ def _posterior(verdict: Mapping[str, Any]) -> tuple[Callable[[Any], Any], float,
     # No spread at all is still drawn as a narrow peak.
     scale = max(half / float(stdtrit(freedom, (1 + LEVEL) / 2)), 1e-6)
     return student(freedom, mean, scale).pdf, mean, scale
+
+
+@_styled
+def champion_trend(nights: Sequence[Night], changes: Sequence[Change] = ()) -> Figure:
+    """The champion's accuracy night by night, with what became of challengers.
+
+    Parameters
+    ----------
+    nights : sequence of Night
+        At least one, oldest first; drawn one step apart, whatever time was between them.
+    changes : sequence of Change
+        Changes of the champion by hand; those before the first night are left out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Notes
+    -----
+    Shapes and lines differ as well as colours, so the figure can be read in grey.
+    """
+    figure = _figure(9.0, 3.6)
+    axes = figure.subplots()
+    _trend_lines(axes, nights, changes)
+    scores = [night.champion_score for night in nights]
+    axes.errorbar(
+        range(len(nights)),
+        # A night that did not train the champion's recipe leaves a gap.
+        [100 * score.accuracy if score else np.nan for score in scores],
+        yerr=100 * np.array([_reach(score) for score in scores]).T,
+        color=TRAIN,
+        marker="o",
+        markersize=4,
+        linewidth=1.4,
+        elinewidth=1,
+        capsize=3 if len(nights) <= 40 else 0,
+        label="champion, 95 % interval",
+    )
+    for outcome, (label, marker, size, fill) in OUTCOMES.items():
+        places = [x for x, night in enumerate(nights) if night.outcome == outcome]
+        if places:
+            axes.scatter(
+                places,
+                [100 * nights[x].challenger.accuracy for x in places],
+                s=size,
+                marker=marker,
+                facecolors=fill,
+                edgecolors=TRAIN if outcome == "promote" else VALIDATION,
+                linewidths=1.5,
+                zorder=3,
+                label=label,
+            )
+    shown = range(len(nights) - 1, -1, -math.ceil(len(nights) / 9))
+    days = [nights[x].started_at for x in shown]
+    form = "%m-%d" if len({day.date() for day in days}) == len(days) else "%m-%d %H:%M"
+    axes.set_xticks(shown, [f"{day:{form}}" for day in days])
+    axes.set_xlim(-0.6, len(nights) - 0.4)
+    axes.set_xlabel("Night (month-day of its start, UTC)")
+    axes.set_ylabel("Cross-validated accuracy (%)")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3)
+    return figure
+
+
+def _trend_lines(axes: Axes, nights: Sequence[Night], changes: Sequence[Change]) -> None:
+    """Upright lines between the nights where data or champion changed."""
+    starts = [night.started_at for night in nights]
+    by_hand = [sum(start < change.at for start in starts) for change in changes]
+    new_data = [x for x, night in enumerate(nights) if night.data_changed]
+    for places, style, label in (
+        (new_data, "dashed", "data changed"),
+        ([x for x in by_hand if x], "dotted", "champion changed by hand"),
+    ):
+        for position, x in enumerate(places):
+            # Side by side if both happened between the same nights.
+            place = x - 0.5 + (0.0 if style == "dashed" else min(0.3, 0.008 * len(nights)))
+            axes.axvline(
+                place,
+                color=INK,
+                linewidth=1.1 if style == "dashed" else 1.6,
+                linestyle=style,
+                label=None if position else label,
+            )
+
+
+def _reach(score: Score | None) -> tuple[float, float]:
+    """How far the interval reaches down and up; not at all where none was kept."""
+    if score is None or score.low is None or score.high is None:
+        return 0.0, 0.0
+    return score.accuracy - score.low, score.high - score.accuracy
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -367,6 +367,74 @@ def _location_and_scale(
     return float(d.mean()), float(np.sqrt(variance)), len(d) - 1
 
 
+def detectable_difference(
+    deviation: float,
+    n_pairs: float,
+    *,
+    n_train: float,
+    n_test: float,
+    rope: float,
+    sure: float,
+    power: float,
+) -> float:
+    r"""Smallest true mean difference that `bayesian_correlated_t` calls better often enough.
+
+    With s the deviation and :math:`se^2 = (1/J + n_{test}/n_{train})\, s^2`, b is called better
+    where (m - rope) / se exceeds the quantile t of Student's distribution with J - 1 degrees of
+    freedom at `sure`. If the differences are normal and equally correlated, as both tests assume,
+    that ratio follows the noncentral t distribution, so that the difference is
+
+    .. math:: rope + \delta\, se, \quad
+              \delta:\; P[T_{J-1}(\delta) > t_{J-1,\,sure}] = power
+
+    Parameters
+    ----------
+    deviation : float
+        Sample standard deviation (ddof=1) of the differences between folds, in the unit of the
+        score.
+    n_pairs : float
+        J, folds times repeats, at least two; ``math.inf`` for what no number of repeats goes below.
+    n_train, n_test : float
+        Rows trained on and rows scored in a fold.
+    rope : float
+        Half width of the region of practical equivalence, in the unit of the score.
+    sure : float
+        Posterior probability from which on b is called better.
+    power : float
+        How often such a difference is to be found, 0 to 1.
+
+    Returns
+    -------
+    float
+        In the unit of the score; more than `rope`.
+
+    References
+    ----------
+    Nadeau and Bengio (2003), see `corrected_resampled_t`; Benavoli et al. (2017), see
+    `bayesian_correlated_t`; Johnson, N. L., Welch, B. L. (1940). Applications of the non-central
+    t-distribution. Biometrika 31, 362-389.
+
+    Examples
+    --------
+    >>> plan = {"n_train": 48_000, "n_test": 12_000, "rope": 0.001, "sure": 0.95, "power": 0.8}
+    >>> round(detectable_difference(0.0012, 5, **plan), 4)
+    0.0034
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, norm
+    from scipy.stats import t as student
+
+    error = deviation * np.sqrt(1 / n_pairs + n_test / n_train)
+    if np.isinf(n_pairs):
+        return float(rope + error * (norm.ppf(sure) + norm.ppf(power)))
+    threshold = student.ppf(sure, n_pairs - 1)
+
+    def lack(delta: float) -> float:
+        return float(nct.sf(threshold, n_pairs - 1, delta)) - power
+
+    return float(rope + error * brentq(lack, -10, 10 * (threshold + 1)))
+
+
 def mcnemar_exact(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> float:
     r"""Two-sided p value of McNemar's test, by the exact binomial distribution.
 
@@ -438,6 +506,30 @@ def score_interval(row_scores: Floats | NDArray[np.bool_]) -> Interval:
     mean = float(values.mean())
     half = float(norm.ppf((1 + LEVEL) / 2) * values.std() / np.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half)
+
+
+def mean_over_repeats(rows: Labels, row_scores: Floats | NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Score of each row, its mean over the repeats that scored it, for `score_interval`.
+
+    Parameters
+    ----------
+    rows : ndarray of int, shape (n,)
+        Position of the row behind each score.
+    row_scores : ndarray of float or bool, shape (n,)
+
+    Returns
+    -------
+    ndarray of float64, shape (n_rows,)
+        Each row once, in ascending position.
+
+    Examples
+    --------
+    >>> mean_over_repeats(np.array([4, 2, 4]), np.array([True, True, False])).tolist()
+    [1.0, 0.5]
+    """
+    _, which, times = np.unique(rows, return_inverse=True, return_counts=True)
+    means: NDArray[np.float64] = np.bincount(which, row_scores) / times
+    return means
 
 
 def holm(p_values: Floats) -> NDArray[np.float64]:

@@ -47,7 +47,8 @@ class PlanFacts(Fact):
 class CandidateFacts(Fact):
     """Cross-validated scores of one candidate; fractions, not percent.
 
-    `accuracy_std` is the sample standard deviation over folds (ddof=1).
+    `accuracy_std` is the sample standard deviation over folds (ddof=1); `accuracy_low` and
+    `accuracy_high` are the ends of `nightfold.statistics.score_interval` over images.
     """
 
     name: str
@@ -61,6 +62,8 @@ class CandidateFacts(Fact):
     log_loss_mean: float
     train_seconds: float
     parameters: int
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
 
 
 class FinalFacts(Fact):

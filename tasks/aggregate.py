@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from prefect import task
 
 from nightfold.dataset import DatasetHandle
-from nightfold.experiment import Experiment
+from nightfold.experiment import Candidate, Experiment
 from nightfold.foldplan import FoldPlan, PlanHandle
 from nightfold.foldresult import FoldHandle, read_probabilities
+from nightfold.statistics import mean_over_repeats, score_interval
 from nightfold.store import Store, atomic_file
 from nightfold.summary import CandidateFacts
 from nightfold.tables import HISTORIES, SCORES, build_table, predictions_schema, write_table
@@ -70,8 +72,13 @@ def aggregate(
     # Readers take a partition's column from the folder's name and refuse it in the file as well.
     partition = score_table.drop_columns(["run_date"])
     write_table(day / f"{run_id}.parquet", partition, name="scores", **about)
+    answers = predictions.select(["candidate", "row", "label", "predicted"])
     return [
-        _facts(candidate.name, experiment, [r for r in scores if r["candidate"] == candidate.name])
+        _facts(
+            candidate,
+            [row for row in scores if row["candidate"] == candidate.name],
+            answers.filter(pc.equal(answers["candidate"], candidate.name)),
+        )
         for candidate in experiment.candidates
     ]
 
@@ -143,11 +150,12 @@ def _predictions(
     return pa.concat_tables(tables)
 
 
-def _facts(name: str, experiment: Experiment, rows: list[dict[str, Any]]) -> CandidateFacts:
-    candidate = experiment.candidate(name)
+def _facts(candidate: Candidate, rows: list[dict[str, Any]], answers: pa.Table) -> CandidateFacts:
     accuracies = np.array([row["accuracy"] for row in rows])
+    row, label, predicted = (answers[c].to_numpy() for c in ("row", "label", "predicted"))
+    interval = score_interval(mean_over_repeats(row, label == predicted))
     return CandidateFacts(
-        name=name,
+        name=candidate.name,
         digest=candidate.digest,
         architecture=candidate.architecture,
         scaling=candidate.scaling,
@@ -158,4 +166,6 @@ def _facts(name: str, experiment: Experiment, rows: list[dict[str, Any]]) -> Can
         log_loss_mean=float(np.mean([row["log_loss"] for row in rows])),
         train_seconds=float(np.sum([row["train_seconds"] for row in rows])),
         parameters=int(rows[0]["parameters"]),
+        accuracy_low=interval.low,
+        accuracy_high=interval.high,
     )

@@ -1,8 +1,8 @@
-"""report: the page that people read in the morning, built from a run's files alone.
+"""report: the page that people read in the morning, built from the files of a run.
 
 It draws the figures and fills two templates that lie beside it, one for the browser and one in
-Markdown. It computes no score and takes no decision: those are in the tables by then, so the report
-of an old run can be built again at any time.
+Markdown; its trend is told by the runs before. It computes no score and takes no decision: those
+are in the tables by then, so the report of an old run can be built again at any time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
-from nightfold.statistics import Interval, reliability_curve, score_interval
-from nightfold.store import atomic_file, sha256_file
+from nightfold.history import History, Night
+from nightfold.statistics import (
+    Interval,
+    mean_over_repeats,
+    reliability_curve,
+    score_interval,
+)
+from nightfold.store import Store, atomic_file, sha256_file
 from nightfold.summary import CandidateFacts, Summary
 from nightfold.validation import Check, ValidationReport
 
@@ -39,6 +45,8 @@ SHOWN_MISTAKES = 12
 """Images in the figure of mistakes; three lines of four."""
 SHOWN_VERDICTS = 6
 """Verdicts outside the fold; those about the best candidate come first and are always there."""
+SHOWN_NIGHTS = 60
+"""Nights in the trend, the newest; `nightfold history` has all."""
 SHOWN_MIXED_UP = 10
 """Pairs of classes in the table of mistakes."""
 TUTORIAL_EPOCHS = 10
@@ -132,6 +140,18 @@ class RunFiles:
             return None
 
     @cached_property
+    def history(self) -> History:
+        """The nights up to this one on the same data set."""
+        summary, root = self.summary, self.folder.resolve().parent.parent
+        return History.read(Store(root), dataset=summary.dataset.name, until=summary.finished_at)
+
+    @cached_property
+    def nights(self) -> tuple[Night, ...]:
+        """Those of the trend, oldest first; none if there are fewer than two."""
+        nights = self.history.nights if self.summary.flow == "retrain" else ()
+        return nights[-SHOWN_NIGHTS:] if len(nights) > 1 else ()
+
+    @cached_property
     def verdicts(self) -> list[dict[str, Any]]:
         """What is known of every pair, those about the best candidate first."""
         table = self.table("verdicts").astype(object)
@@ -171,8 +191,7 @@ class Answers:
     @cached_property
     def interval(self) -> Interval:
         """95 % interval of the accuracy; a row's score is its mean over repeats."""
-        _, which, times = np.unique(self.row, return_inverse=True, return_counts=True)
-        return score_interval(np.bincount(which, self.label == self.predicted) / times)
+        return score_interval(mean_over_repeats(self.row, self.label == self.predicted))
 
     @cached_property
     def mistakes(self) -> NDArray[np.int64]:
@@ -313,7 +332,24 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
             ),
         ],
     }
-    return {**pictures, "verdicts": _draw_posteriors(run), **_draw_images(run)}
+    drawn = {"verdicts": _draw_posteriors(run), "trend": _draw_trend(run)}
+    return {**pictures, **drawn, **_draw_images(run)}
+
+
+def _draw_trend(run: RunFiles) -> list[Picture]:
+    """The picture of the nights up to this one; none if it is the first."""
+    from nightfold import figures
+
+    if not run.nights:
+        return []
+    caption = (
+        "Dots: the champion's recipe on the folds of each night, with the 95 % interval over "
+        "images; it does not cover the choice of the seed. The other marks are the best candidate "
+        "of the night and what became of it. Scores on both sides of a dashed line are of "
+        "different data."
+    )
+    figure = figures.champion_trend(run.nights, run.history.changes)
+    return [_picture(run, "champion_trend", "The champion, night by night", caption, figure)]
 
 
 def _draw_posteriors(run: RunFiles) -> list[Picture]:
@@ -413,6 +449,8 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "interval": run.answers.interval,
         "mixed_up": run.answers.mixed_up(summary.dataset.class_names),
         "images_gone": run.images is None,
+        "nights": run.nights,
+        "left_out": len(run.history.left_out),
     }
 
 

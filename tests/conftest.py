@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,20 @@ from nightfold.bundle import (
     seal,
 )
 from nightfold.dataset import Dataset, Split
-from nightfold.experiment import Candidate, Optimizer, shipped
+from nightfold.experiment import Candidate, Optimizer, PlanChoice, shipped
+from nightfold.foldplan import FoldPlan
 from nightfold.registry import Registry
 from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.store import Store, sha256_file, write_json
+from nightfold.summary import (
+    CandidateFacts,
+    DatasetFacts,
+    FinalFacts,
+    PlanFacts,
+    PromotionFacts,
+    Summary,
+)
+from nightfold.tables import SCORES, build_table, write_table
 from nightfold.training import train
 
 if TYPE_CHECKING:
@@ -165,3 +176,170 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def digit_plan(small_mnist: Dataset) -> FoldPlan:
+    """Five folds of `small_mnist`, twice."""
+    return FoldPlan.build(PlanChoice(folds=5, repeats=2), small_mnist)
+
+
+@pytest.fixture(scope="session")
+def digit_accuracies(small_mnist: Dataset, digit_plan: FoldPlan) -> dict[str, list[float]]:
+    """Accuracies on `digit_plan` of three classifiers that take no time, in its order."""
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.neighbors import KNeighborsClassifier
+
+    rows, labels = small_mnist.train.images.reshape(600, -1) / 255.0, small_mnist.train.labels
+    models = {
+        "neighbour": KNeighborsClassifier(1),
+        "bayes": GaussianNB(var_smoothing=0.1),
+        "ridge": RidgeClassifier(10),
+    }
+    places = [digit_plan.rows(r, f) for r in (1, 2) for f in range(1, 6)]
+    return {
+        name: [
+            float(model.fit(rows[seen], labels[seen]).score(rows[unseen], labels[unseen]))
+            for seen, unseen in places
+        ]
+        for name, model in models.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def write_scores() -> Callable[..., None]:
+    """A function that adds a night's rows to the score table, as `aggregate` does."""
+
+    def write(
+        store: Store,
+        run_id: str,
+        started_at: datetime,
+        plan: FoldPlan,
+        accuracies: Mapping[Candidate, Sequence[float]],
+        seconds: float = 6.0,
+    ) -> None:
+        """`accuracies` in the order of the plan; every fold took `seconds`."""
+        rows = []
+        for candidate, of_folds in accuracies.items():
+            places = [(r, f) for r in range(1, plan.repeats + 1) for f in range(1, plan.folds + 1)]
+            for (repeat, fold), accuracy in zip(places, of_folds, strict=True):
+                seen, unseen = plan.rows(repeat, fold)
+                rows.append(
+                    {
+                        "run_id": run_id,
+                        "run_date": started_at.date(),
+                        "dataset": "small-mnist",
+                        "dataset_digest": plan.dataset_digest,
+                        "plan_digest": plan.digest,
+                        "candidate": candidate.name,
+                        "candidate_digest": candidate.digest,
+                        "architecture": candidate.architecture,
+                        "scaling": candidate.scaling,
+                        "repeat": repeat,
+                        "fold": fold,
+                        "seed": 100 * repeat + fold,
+                        "n_train": len(seen),
+                        "n_test": len(unseen),
+                        "accuracy": accuracy,
+                        "loss": 0.3,
+                        "log_loss": 0.3,
+                        "brier": 0.2,
+                        "ece": 0.05,
+                        "macro_f1": accuracy,
+                        "epochs": candidate.epochs,
+                        "train_seconds": seconds,
+                        "images_per_second": len(seen) * candidate.epochs / seconds,
+                        "peak_rss_bytes": 700_000_000,
+                        "parameters": 542_230,
+                        "started_at": started_at,
+                        "finished_at": started_at + timedelta(seconds=seconds),
+                        "host": "night-1",
+                        "code_version": "0.1.0",
+                        "tensorflow_version": "2.21.0",
+                        "keras_version": "3.15.1",
+                    }
+                )
+        table = build_table(rows, SCORES).drop_columns(["run_date"])
+        day = store.scores / f"run_date={started_at.date()}"
+        write_table(day / f"{run_id}.parquet", table, name="scores", run_id=run_id)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_night() -> Callable[..., Summary]:
+    """A function that leaves the summary of a night as `retrain` does, the model apart."""
+
+    def write(
+        store: Store,
+        started_at: datetime,
+        accuracies: Mapping[Candidate, float],
+        promotion: PromotionFacts | None,
+        *,
+        data: str = "a",
+        dataset: str = "mnist",
+        **changes: object,
+    ) -> Summary:
+        """`accuracies` are of 60,000 images; `data` is one digit of the data's digest."""
+        run_id = f"{started_at:%Y%m%d-%H%M%S}-1a2b3c"
+        candidates = tuple(
+            CandidateFacts(
+                name=candidate.name,
+                digest=candidate.digest,
+                architecture=candidate.architecture,
+                scaling=candidate.scaling,
+                epochs=candidate.epochs,
+                n=5,
+                accuracy_mean=accuracy,
+                accuracy_std=0.001,
+                log_loss_mean=0.05,
+                train_seconds=50.0,
+                parameters=542_230,
+                accuracy_low=accuracy - 1.96 * (accuracy * (1 - accuracy) / 60_000) ** 0.5,
+                accuracy_high=accuracy + 1.96 * (accuracy * (1 - accuracy) / 60_000) ** 0.5,
+            )
+            for candidate, accuracy in accuracies.items()
+        )
+        best = max(candidates, key=lambda facts: facts.accuracy_mean).name
+        summary = Summary(
+            run_id=run_id,
+            flow="retrain",
+            experiment="night",
+            experiment_description="",
+            experiment_digest="e" * 64,
+            started_at=started_at,
+            finished_at=started_at + timedelta(minutes=14),
+            host="night-1",
+            processors=2,
+            workers=2,
+            runner="processes",
+            versions={"nightfold": "0.1.0"},
+            dataset=DatasetFacts(
+                name=dataset,
+                origin=dataset,
+                path="",
+                digest=data * 64,
+                n_train=60_000,
+                n_test=10_000,
+                image_shape=(28, 28, 1),
+                class_names=tuple("0123456789"),
+            ),
+            plan=PlanFacts(digest=data * 64, scheme="kfold", folds=5, repeats=1, seed=1),
+            candidates=candidates,
+            best=best,
+            final=FinalFacts(
+                candidate=best,
+                version=run_id,
+                path="",
+                holdout_rows=10_000,
+                holdout_accuracy=0.99,
+                holdout_log_loss=0.03,
+                train_seconds=60.0,
+            ),
+            promotion=promotion,
+        ).model_copy(update=changes)
+        summary.write(store.run(run_id))
+        return summary
+
+    return write

@@ -7,7 +7,7 @@ the user knows them by.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -110,14 +110,17 @@ class NightOptions:
 
 
 def with_night_options(
-    command: Callable[Concatenate[NightOptions, P], None],
+    command: Callable[Concatenate[NightOptions, P], None], without: Collection[str] = ()
 ) -> Callable[..., None]:
     """A command that takes every field of `NightOptions` as an option of its own.
+
+    Those in `without`, which would have no effect on it, stay at their defaults.
 
     Typer reads options off a signature, so the command gets one in which the fields stand where its
     first parameter was.
     """
-    shared = inspect.signature(NightOptions, eval_str=True).parameters
+    fields = inspect.signature(NightOptions, eval_str=True).parameters
+    shared = {name: field for name, field in fields.items() if name not in without}
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     @wraps(command)

@@ -1,15 +1,20 @@
 """The command: quick help, one sentence for a mistake, the right exit code, clean JSON."""
 
 import gzip
+import json
 import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 import flows
+from nightfold.experiment import Candidate
+from nightfold.store import Store
+from nightfold.summary import PromotionFacts
 
 NIGHTFOLD = Path(sys.executable).with_name("nightfold")
 ROOT = Path(flows.__file__).parent.parent
@@ -50,7 +55,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["ingest", "validate", "evaluate", "retrain", "predict", "report"]
+    "command", ["ingest", "validate", "evaluate", "retrain", "plan", "history", "predict", "report"]
 )
 def test_every_command_explains_itself_with_an_example(command):
     done = run(command, "--help")
@@ -68,6 +73,7 @@ def test_every_command_explains_itself_with_an_example(command):
         (["evaluate", "--runner", "carrier-pigeon"], ["--runner", "carrier-pigeon"]),
         (["evaluate", "--workers", "0"], ["--workers"]),
         (["retrain", "--run-id", "../../etc"], ["run id"]),
+        (["plan", "--repeats", "0"], ["repeats", "0"]),
         (["ingest", "idx:no/such/place"], ["no/such/place"]),
         (["ingest", "ftp:somewhere"], ["ftp", "folder"]),
         (["ingest", "mnist", "--size", "huge"], ["--size", "32x32"]),
@@ -172,6 +178,57 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code, "wait"], cwd=ROOT, timeout=30)
     assert done.returncode == exit_code
+
+
+def test_a_plan_is_told_without_a_night_before_it(small_idx, tmp_path):
+    done = run("plan", "--dataset", f"idx:{small_idx}", "--artifacts", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert "600 images, 5 folds" in done.stdout
+    assert "swift against baseline" in done.stdout
+    assert "any number" in done.stdout
+    assert "unknown" in done.stdout
+    assert "Assumed" in done.stderr
+
+
+def test_a_plan_in_json_is_all_there_is_on_standard_output(small_idx, tmp_path):
+    arguments = ("--dataset", f"idx:{small_idx}", "--repeats", "2", "--json")
+    done = run("plan", *arguments, "--artifacts", tmp_path / "a")
+    told = json.loads(done.stdout)
+    assert [effort["repeats"] for effort in told["efforts"]] == [2, 4, 6, 10, 20]
+    assert told["notes"]
+
+
+NIGHT = datetime(2026, 11, 21, 2, tzinfo=UTC)
+
+
+def test_the_history_of_no_night_says_how_to_make_one(tmp_path):
+    done = run("history", "--artifacts", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nightfold retrain" in done.stderr
+    assert json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)["nights"] == []
+
+
+def test_the_history_tells_each_night_and_names_what_it_left_out(tmp_path, write_night):
+    store = Store(tmp_path)
+    deep = Candidate(name="deep", architecture="deep")
+    first = write_night(
+        store,
+        NIGHT,
+        {deep: 0.99},
+        PromotionFacts(promoted=True, reason="", champion="20261121-020000-1a2b3c"),
+    )
+    kept = PromotionFacts(promoted=False, reason="", champion=first.run_id)
+    write_night(store, NIGHT + timedelta(days=1), {deep: 0.991}, kept, data="b")
+    (store.run("broken") / "figures").mkdir(parents=True)
+    done = run("history", "--artifacts", tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[-3:] == ["deep", "99.000", "promoted"]
+    assert "mnist, changed" in lines[2]
+    assert lines[2].split()[-3:] == ["deep", "99.100", "refused"]
+    assert "± 0.0" in lines[2]
+    assert "Left out: broken (unfinished" in done.stderr
+    told = json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)
+    assert [night["outcome"] for night in told["nights"]] == ["promote", "refuse"]
 
 
 @pytest.mark.slow

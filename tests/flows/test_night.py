@@ -28,8 +28,11 @@ from nightfold import tables
 from nightfold.bundle import Bundle
 from nightfold.errors import DataRefused
 from nightfold.experiment import shipped
+from nightfold.history import History
+from nightfold.planner import Earlier
 from nightfold.registry import Registry
 from nightfold.sources import write_native
+from nightfold.statistics import score_interval
 from nightfold.store import TEMPORARY, Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -110,6 +113,19 @@ def test_it_leaves_everything_the_contract_names(night):
     assert latest["run_id"] == summary.run_id
     assert Path(latest["path"]) == run
     assert not [p for p in artifacts.rglob("*") if p.name.startswith(TEMPORARY)]
+
+
+def test_the_nights_after_it_can_learn_from_it(night):
+    artifacts, summary, _ = night
+    store = Store(artifacts)
+    (told,) = History.read(store).nights
+    answers = pd.read_parquet(store.run(summary.run_id) / "predictions.parquet")
+    right = answers.query("candidate == @summary.best").eval("label == predicted")
+    interval = score_interval(right.to_numpy())
+    assert told.champion == summary.final.version
+    assert (told.champion_score.low, told.champion_score.high) == pytest.approx(interval[1:])
+    digests = [facts.digest for facts in summary.candidates]
+    assert Earlier.read(store, summary.dataset.name).spread(*digests)[0] == "pair"
 
 
 def test_tables_have_the_declared_schemas_and_every_row(night):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nightfold.figures import (
     TRAIN,
     VALIDATION,
     accuracy_boxes,
+    champion_trend,
     confident_mistakes,
     confusion_matrix,
     learning_curves,
@@ -27,6 +29,7 @@ from nightfold.figures import (
     shortened,
     to_svg,
 )
+from nightfold.history import Change, Night, Score
 from nightfold.statistics import bayesian_correlated_t, corrected_resampled_t
 from nightfold.statistics import reliability_curve as bins_of
 
@@ -80,6 +83,31 @@ def mistakes(n: int, channels: int = 1, name: str = "7") -> Figure:
     return confident_mistakes(images(n, channels), [name] * n, [name] * n, [0.98] * n)
 
 
+def night(x: int, **changes: object) -> Night:
+    started = datetime(2026, 11, 1, 2, tzinfo=UTC) + timedelta(days=x)
+    score = Score(candidate=LONG, accuracy=0.987, low=0.986, high=0.988)
+    return Night(
+        run_id=f"night-{x}",
+        experiment="night",
+        dataset="mnist",
+        started_at=started,
+        finished_at=started + timedelta(minutes=14),
+        dataset_digest="a",
+        plan_digest="b",
+        data_changed=False,
+        champion="v1",
+        champion_score=score,
+        challenger=Score(candidate="deep", accuracy=0.9885, low=None, high=None),
+        outcome="promote" if x == 0 else "refuse",
+        reason="Not proven.",
+    ).model_copy(update=changes)
+
+
+def by_hand(x: float) -> Change:
+    at = datetime(2026, 11, 1, 2, tzinfo=UTC) + timedelta(days=x)
+    return Change(at=at, action="rollback", version="v1", reason="why")
+
+
 def verdict(mean: float = 0.004, sd: float = 0.002, name: str = "deep") -> dict[str, Any]:
     """Five folds; the columns that are drawn."""
     noise = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
@@ -117,6 +145,15 @@ ODD_SHAPES: dict[str, Callable[[], Figure]] = {
     "nine samples": lambda: sample_images(images(9, 1), DIGITS[:9]),
     "two samples in colour": lambda: sample_images(images(2, 3), [LONG, LONG]),
     "reliability": lambda: reliability_curve(bins_of(np.zeros(90, np.int64), confident(90))),
+    "trend of one night": lambda: champion_trend([night(0)]),
+    "trend of a night without score": lambda: champion_trend([night(0, champion_score=None)]),
+    "trend of 60 nights": lambda: champion_trend(
+        [
+            night(x, data_changed=x % 9 == 8, outcome=("keep", "undecided")[x % 2])
+            for x in range(60)
+        ],
+        [by_hand(20.3), by_hand(40.3)],
+    ),
     "posterior of one pair": lambda: posteriors([verdict()]),
     "posteriors of six pairs": lambda: posteriors([verdict(name=LONG)] * 6),
     "posterior without spread": lambda: posteriors([verdict(0, 0)]),
@@ -283,3 +320,38 @@ def test_class_names_of_a_confusion_matrix_lie_flat_where_there_is_room():
     for names, rotation in ((few, 0), (many, 90)):
         figure = confusion_matrix(*answers(len(names)), names)
         assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {rotation}
+
+
+def test_the_trend_marks_what_happened_where_it_happened() -> None:
+    nights = [night(0), night(1), night(2, data_changed=True), night(3)]
+    figure = champion_trend(nights, [by_hand(0.2), by_hand(-3)])
+    (axes,) = figure.axes
+    upright = [line for line in axes.get_lines() if line.get_linestyle() in ("--", ":")]
+    assert [(line.get_linestyle(), round(line.get_xdata()[0])) for line in upright] == [
+        ("--", 2),
+        (":", 1),
+    ]
+    stars, crosses = axes.collections[-2:]
+    assert stars.get_offsets()[:, 0].tolist() == [0]
+    assert crosses.get_offsets()[:, 0].tolist() == [1, 2, 3]
+    said = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert said == {
+        "champion, 95 % interval",
+        "challenger promoted",
+        "challenger refused",
+        "data changed",
+        "champion changed by hand",
+    }
+
+
+def test_the_trend_names_only_what_happened() -> None:
+    figure = champion_trend([night(0), night(1)])
+    said = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert said == {"champion, 95 % interval", "challenger promoted", "challenger refused"}
+
+
+def test_the_trend_has_a_gap_where_the_champion_was_not_trained() -> None:
+    figure = champion_trend([night(0), night(1, champion_score=None), night(2)])
+    drawn = np.asarray(figure.axes[0].containers[0].lines[0].get_ydata(), float)
+    assert np.isnan(drawn).tolist() == [False, True, False]
+    assert drawn[0] == pytest.approx(98.7)

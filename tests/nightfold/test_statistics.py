@@ -315,3 +315,42 @@ def test_a_real_difference_is_found() -> None:
     test = statistics.corrected_resampled_t(scores[1] - scores[0], n_train=1617, n_test=180)
     assert test.p < 0.001
     assert test.mean > 0.05
+
+
+PLAN = {"n_train": 48_000, "n_test": 12_000, "rope": 0.001}
+
+
+def share_called_better(difference: float, folds: int, deviation: float) -> float:
+    """Part of 1,500 nights with this true difference in which b is called better.
+
+    Differences of folds are normal with the correlation n_test / (n_train + n_test), which is what
+    both tests suppose; `deviation` is the one between folds of one night.
+    """
+    nights, correlation = np.random.default_rng(1), 0.2
+    shared = np.sqrt(correlation / (1 - correlation)) * nights.normal(size=(1_500, 1))
+    drawn = difference + deviation * (shared + nights.normal(size=(1_500, folds)))
+    called = [statistics.bayesian_correlated_t(row, **PLAN).p_better >= 0.95 for row in drawn]
+    return float(np.mean(called))
+
+
+@pytest.mark.parametrize(("folds", "power"), [(5, 0.8), (2, 0.8), (20, 0.5)])
+def test_a_detectable_difference_is_called_better_as_often_as_asked(
+    folds: int, power: float
+) -> None:
+    difference = statistics.detectable_difference(0.0012, folds, **PLAN, sure=0.95, power=power)
+    # Four standard errors of a share of 1,500.
+    assert share_called_better(difference, folds, 0.0012) == pytest.approx(power, abs=0.045)
+
+
+def test_more_repeats_detect_less_but_never_less_than_the_shared_rows_allow() -> None:
+    found = [
+        statistics.detectable_difference(0.0012, pairs, **PLAN, sure=0.95, power=0.8)
+        for pairs in (5, 10, 50, 5_000, np.inf)
+    ]
+    assert found == sorted(found, reverse=True)
+    assert found[-2] == pytest.approx(found[-1], rel=0.01)
+    assert found[-1] == pytest.approx(0.001 + 0.5 * 0.0012 * (1.6449 + 0.8416), rel=1e-4)
+
+
+def test_without_spread_everything_beyond_equivalence_is_detectable() -> None:
+    assert statistics.detectable_difference(0.0, 5, **PLAN, sure=0.95, power=0.8) == 0.001

@@ -13,7 +13,7 @@ import pytest
 
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import UsageError
-from nightfold.experiment import load_experiment
+from nightfold.experiment import Candidate, load_experiment
 from nightfold.gate import Comparison, Evidence, decide
 from nightfold.store import Store, sha256_file
 from nightfold.summary import (
@@ -672,3 +672,54 @@ def test_prefect_shows_the_summary_and_the_scores(
     assert [row["candidate"] for row in rows] == list(CANDIDATES)
     best = max(rows, key=lambda row: float(row["mean accuracy (%)"]))
     assert best["candidate"] == Summary.read(folder).best
+
+
+@pytest.fixture(scope="module")
+def third_night(
+    splits: tuple[Split, Split], write_night: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The report of a night that has two before it, and one after it, on its data set."""
+    run = RunBuilder(tmp_path_factory.mktemp("third"), splits)
+    deep = Candidate(name="deep", architecture="deep")
+    first = f"{STARTED - timedelta(days=2):%Y%m%d-%H%M%S}-1a2b3c"
+    for days, promoted, data in ((-2, True, "a"), (-1, False, "a"), (1, True, "b")):
+        facts = PromotionFacts(promoted=promoted, reason="", champion=first)
+        write_night(run.store, STARTED + timedelta(days=days), {deep: 0.9}, facts, data=data)
+    run.store.run("killed").mkdir()
+    folder = run.write()
+    build_report(folder)
+    return folder
+
+
+def test_the_first_night_has_no_trend(usual: Path, page: str) -> None:
+    assert 'id="nights"' not in page
+    assert "Night by night" not in page
+    assert not (usual / "figures" / "champion_trend.png").exists()
+
+
+def test_the_trend_ends_with_the_night_of_the_report(third_night: Path) -> None:
+    text = (third_night / "report.html").read_text(encoding="utf-8")
+    section = text[text.index('<h2 id="nights">') : text.index('<h2 id="folds">')]
+    days = re.findall(r"(2026-11-\d\d) 02:00 UTC", section)
+    assert days == ["2026-11-21", "2026-11-20", "2026-11-19"]
+    newest = section[section.index("2026-11-21") : section.index("2026-11-20")]
+    assert "(new)" in newest
+    assert "promoted" in newest
+    assert "1 run that cannot be read is left out" in section
+    assert (third_night / "figures" / "champion_trend.png").stat().st_size > 10_000
+
+
+def test_the_trend_is_in_the_markdown_as_well(third_night: Path) -> None:
+    text = (third_night / "report.md").read_text(encoding="utf-8")
+    assert "](figures/champion_trend.png)" in text
+
+
+def test_an_evaluation_has_no_trend(third_night: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(third_night.parent.parent, root)
+    folder = root / "runs" / third_night.name
+    summary = json.loads((folder / "summary.json").read_text())
+    summary |= {"flow": "evaluate", "final": None, "promotion": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    build_report(folder)
+    assert 'id="nights"' not in (folder / "report.html").read_text(encoding="utf-8")
