@@ -68,7 +68,9 @@ def defend(experiment: Experiment, dataset: DatasetHandle, run_id: str, artifact
     return defence
 
 
-def enter(experiment: Experiment, dataset: Dataset, registry: Registry, run_id: str) -> Defence:
+def enter(
+    experiment: Experiment, dataset: Dataset, registry: Registry, run_id: str | None = None
+) -> Defence:
     """The experiment with the champion's recipe in it, or why that cannot be."""
     try:
         others = [entry for entry in registry.history() if entry.version != run_id]
