@@ -171,7 +171,7 @@ def prepare(run: Run) -> Prepared:
     validate(dataset, experiment.validation, experiment.plan.folds, str(run.folder))
     defence = Defence(experiment=experiment)
     if run.flow == "retrain":
-        defence = defend(experiment, dataset, run.artifacts)
+        defence = defend(experiment, dataset, run.run_id, run.artifacts)
     return cut(run, dataset, defence)
 
 

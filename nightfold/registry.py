@@ -183,13 +183,15 @@ class Registry:
                 )
             )
 
-    def look(self, evidence: str) -> int:
-        """Count a look at the champion; the same evidence looked at again is no new look.
+    def look(self, version: str, evidence: str) -> int:
+        """Count a look at a champion; the same evidence looked at again is no new look.
 
         Parameters
         ----------
+        version : str
+            The champion, or an earlier one: of several reigns the last counts.
         evidence : str
-            sha256 of what is held against the champion.
+            sha256 of what is held against it.
 
         Returns
         -------
@@ -199,18 +201,22 @@ class Registry:
         Raises
         ------
         UsageError
-            If there is no champion.
+            If `version` never was champion.
         BundleRefused
             If the pointer cannot be read.
         """
         with self.lock():
-            pointer = self._pointer()
-            if pointer is None:
-                raise UsageError("There is no champion yet, so nothing to hold evidence against.")
-            if evidence not in pointer.looks:
-                pointer = pointer.model_copy(update={"looks": (*pointer.looks, evidence)})
-                write_json(self.pointer_path, pointer.model_dump(mode="json"))
-            return pointer.looks.index(evidence) + 1
+            entries = self.history()
+            reigns = [i for i, entry in enumerate(entries) if entry.version == version]
+            if not reigns:
+                raise UsageError(f"{version} never was champion, so there is no look to count.")
+            looks = entries[reigns[-1]].looks
+            if evidence not in looks:
+                looks = (*looks, evidence)
+                changed = entries[reigns[-1]].model_copy(update={"looks": looks})
+                entries[reigns[-1]] = changed
+                self._write(entries)
+            return looks.index(evidence) + 1
 
     def rollback(self, version: str | None = None) -> Entry:
         """Give the place back to an earlier champion, after asking it the golden questions.
@@ -325,9 +331,12 @@ class Registry:
             ) from error
 
     def _point_to(self, entry: Entry) -> Entry:
-        pointer = Pointer(**dict(entry), format=FORMAT, history=tuple(self.history()))
-        write_json(self.pointer_path, pointer.model_dump(mode="json"))
+        self._write([*self.history(), entry])
         return entry
+
+    def _write(self, entries: list[Entry]) -> None:
+        pointer = Pointer(**dict(entries[-1]), format=FORMAT, history=tuple(entries[:-1]))
+        write_json(self.pointer_path, pointer.model_dump(mode="json"))
 
     def _names(self) -> list[str]:
         if not self.folder.is_dir():

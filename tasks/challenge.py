@@ -99,13 +99,13 @@ def hold(
     """Compare the two, and count the look."""
     policy, champion = defence.experiment.policy, defence.candidate
     recalls = _recalls(folder, challenger, class_names)
-    if policy is None or champion is None:
+    if policy is None or champion is None or defence.version is None:
         return Contest(champion=defence.version, recalls=recalls, problem=defence.problem)
     comparison = _compare(folder, challenger, champion, defence, plan)
     if not comparison.same_recipe:
         recipe = defence.experiment.candidate(challenger)
         found = comparison.model_dump(mode="json", exclude={"look"})
-        look = registry.look(sha256_json([recipe.digest, plan.digest, found]))
+        look = registry.look(defence.version, sha256_json([recipe.digest, plan.digest, found]))
         comparison = comparison.model_copy(update={"look": look})
     return Contest(
         champion=defence.version,

@@ -128,7 +128,8 @@ def compare_scores(
     Raises
     ------
     DataRefused
-        If a candidate was scored on another plan or data set, lacks a fold or has one twice.
+        If a candidate was scored on another plan or data set, lacks a fold, has one twice or was
+        not scored on all of its rows.
 
     Notes
     -----
@@ -204,8 +205,16 @@ def _accuracies(scores: pd.DataFrame, plan: FoldPlan) -> NDArray[np.float64]:
                 f"{name} has {times} scores for repeat {repeat}, fold {fold} where it must have "
                 "one: run the same experiment again; finished folds are not trained anew."
             )
-    by_place = scores.set_index(["repeat", "fold"])["accuracy"]
-    return by_place.loc[every].to_numpy(np.float64)
+    by_place = scores.set_index(["repeat", "fold"])
+    n_scored = by_place["n_test"].loc[every].to_numpy(np.int64)
+    for (repeat, fold), scored in zip(every, n_scored, strict=True):
+        planned = len(plan.rows(repeat, fold)[1])
+        if scored != planned:
+            raise DataRefused(
+                f"{name} was scored on {scored} of {planned} rows in repeat {repeat}, fold {fold}: "
+                "a truncated fold proves nothing; run the same experiment again."
+            )
+    return by_place["accuracy"].loc[every].to_numpy(np.float64)
 
 
 def _right(predictions: pa.Table, name: str, plan: FoldPlan) -> NDArray[np.bool_]:

@@ -47,7 +47,7 @@ class Defence(BaseModel):
 
 
 @task(name="defend", cache_policy=NO_CACHE)
-def defend(experiment: Experiment, dataset: DatasetHandle, artifacts: str) -> Defence:
+def defend(experiment: Experiment, dataset: DatasetHandle, run_id: str, artifacts: str) -> Defence:
     """Enter the champion of `artifacts` into `experiment`.
 
     Parameters
@@ -56,21 +56,27 @@ def defend(experiment: Experiment, dataset: DatasetHandle, artifacts: str) -> De
         Without a policy nothing will be promoted, so nothing is entered.
     dataset : DatasetHandle
         Tonight's; a champion for other classes or images cannot be compared.
+    run_id : str
+        A run that was stopped after its own promotion and goes on is judged as before: against
+        the champion whose place it took.
     artifacts : str
         Root of the store.
     """
-    defence = enter(experiment, dataset.open(), Registry(Store(artifacts)))
+    defence = enter(experiment, dataset.open(), Registry(Store(artifacts)), run_id)
     if defence.candidate:
         get_run_logger().info("%s defends the place of %s", defence.candidate, defence.version)
     return defence
 
 
-def enter(experiment: Experiment, dataset: Dataset, registry: Registry) -> Defence:
+def enter(
+    experiment: Experiment, dataset: Dataset, registry: Registry, run_id: str | None = None
+) -> Defence:
     """The experiment with the champion's recipe in it, or why that cannot be."""
     try:
-        champion = registry.champion()
+        others = [entry for entry in registry.history() if entry.version != run_id]
     except BundleRefused as refused:
         return Defence(experiment=experiment, problem=str(refused))
+    champion = others[-1] if others else None
     if champion is None or experiment.policy is None:
         return Defence(experiment=experiment, version=champion and champion.version)
     version = champion.version

@@ -72,14 +72,15 @@ def settle(
         except BundleRefused as refused:
             return _refused(str(refused), None)
         current = champion.version if champion else None
-        if champion and champion.version == bundle.version:
-            return PromotionFacts(
-                promoted=True, reason=champion.reason, champion=current, outcome="promote"
-            )
         try:
             manifest = bundle.verify()
         except BundleRefused as refused:
             return _refused(f"The challenger is not sound: {refused}", current)
+        decision = gate.decide(policy, _evidence(manifest, milliseconds, contest))
+        if champion and champion.version == bundle.version:
+            return _told(decision, current).model_copy(
+                update={"promoted": True, "outcome": "promote", "reason": champion.reason}
+            )
         if contest.champion != current:
             return _refused(
                 f"The champion {current or 'that was challenged'} was not the champion when the "
@@ -92,17 +93,15 @@ def settle(
                 "then 'nightfold models promote' or 'rollback' decides.",
                 current,
             )
-        decision = gate.decide(policy, _evidence(manifest, milliseconds, contest))
         if decision.outcome == "promote":
             registry.promote(bundle.version, decision.reason)
             current = bundle.version
-        return PromotionFacts(
-            promoted=decision.outcome == "promote",
-            reason=decision.reason,
-            champion=current,
-            outcome=decision.outcome,
-            checks=decision.checks,
-        )
+        return _told(decision, current)
+
+
+def _told(decision: gate.Decision, champion: str | None) -> PromotionFacts:
+    promoted = decision.outcome == "promote"
+    return PromotionFacts(promoted=promoted, champion=champion, **dict(decision))
 
 
 def _refused(reason: str, champion: str | None) -> PromotionFacts:

@@ -143,25 +143,26 @@ def test_rollback_refuses_a_model_that_gives_other_answers_than_when_it_was_seal
 def test_every_new_piece_of_evidence_is_a_look_and_the_same_one_is_not(registry):
     registry.promote("a", "first")
     one, two = "1" * 64, "2" * 64
-    assert [registry.look(e) for e in (one, two, one, two)] == [1, 2, 1, 2]
+    assert [registry.look("a", e) for e in (one, two, one, two)] == [1, 2, 1, 2]
     assert registry.champion().looks == (one, two)
     registry.promote("b", "better")
-    assert registry.look(two) == 1
+    assert registry.look("b", two) == 1
     assert [entry.looks for entry in registry.history()] == [(one, two), (two,)]
+    assert registry.look("a", two) == 2
 
 
-def test_without_champion_there_is_nothing_to_look_at(registry):
-    with pytest.raises(UsageError, match="no champion yet"):
-        registry.look("1" * 64)
+def test_only_looks_at_a_champion_are_counted(registry):
+    with pytest.raises(UsageError, match="a never was champion"):
+        registry.look("a", "1" * 64)
 
 
 @pytest.mark.slow
 def test_a_champion_that_comes_back_brings_its_looks_along(real_registry):
     real_registry.promote("a", "first")
-    real_registry.look("1" * 64)
+    real_registry.look("a", "1" * 64)
     real_registry.promote("b", "better")
     real_registry.rollback()
-    assert real_registry.look("2" * 64) == 2
+    assert real_registry.look("a", "2" * 64) == 2
 
 
 def test_rollback_without_champion_says_so(registry):

@@ -42,12 +42,12 @@ def crown(registry: Registry, add_bundle) -> Callable[..., str]:
 
 
 def test_without_champion_the_night_is_as_declared(registry, small_mnist):
-    assert enter(NIGHT, small_mnist, registry) == Defence(experiment=NIGHT)
+    assert enter(NIGHT, small_mnist, registry, "tonight") == Defence(experiment=NIGHT)
 
 
 def test_the_champions_recipe_takes_part_under_a_name_of_its_own(registry, crown, small_mnist):
     crown(DENSE)
-    defence = enter(NIGHT, small_mnist, registry)
+    defence = enter(NIGHT, small_mnist, registry, "tonight")
     assert (defence.version, defence.candidate, defence.guest) == ("night-1", "champion", True)
     assert [c.name for c in defence.experiment.candidates] == ["baseline", "swift", "champion"]
     assert defence.experiment.candidate("champion").digest == DENSE.digest
@@ -55,9 +55,18 @@ def test_the_champions_recipe_takes_part_under_a_name_of_its_own(registry, crown
     assert more.candidate("champion").digest == DENSE.digest
 
 
+def test_a_run_that_goes_on_after_its_own_promotion_is_judged_as_before(
+    registry, crown, small_mnist
+):
+    crown(DENSE)
+    crown(SWIFT, "tonight")
+    assert enter(NIGHT, small_mnist, registry, "tonight").version == "night-1"
+    assert enter(NIGHT, small_mnist, registry, "tomorrow").version == "tonight"
+
+
 def test_a_recipe_that_runs_anyway_is_not_run_twice(registry, crown, small_mnist):
     crown(SWIFT.model_copy(update={"name": "quick"}))
-    defence = enter(NIGHT, small_mnist, registry)
+    defence = enter(NIGHT, small_mnist, registry, "tonight")
     assert (defence.candidate, defence.guest, defence.experiment) == ("swift", False, NIGHT)
 
 
@@ -68,12 +77,12 @@ def test_the_name_champion_may_be_taken(registry, crown, small_mnist):
         for c, n in zip(NIGHT.candidates, ("champion", "swift"), strict=True)
     )
     own = NIGHT.model_copy(update={"candidates": names})
-    assert enter(own, small_mnist, registry).candidate == "night-1"
+    assert enter(own, small_mnist, registry, "tonight").candidate == "night-1"
 
 
 def test_a_champion_of_another_task_cannot_be_compared(registry, crown, small_mnist):
     crown(DENSE, class_names=("cat", "dog"))
-    defence = enter(NIGHT, small_mnist, registry)
+    defence = enter(NIGHT, small_mnist, registry, "tonight")
     assert (defence.version, defence.candidate) == ("night-1", None)
     assert "made for other images or classes (28 x 28 x 1, 2 classes)" in str(defence.problem)
 
@@ -82,14 +91,16 @@ def test_a_champion_that_does_not_verify_cannot_be_compared(registry, crown, sma
     crown(DENSE)
     manifest = registry.folder / "night-1" / "manifest.json"
     manifest.write_text(manifest.read_text().replace("0.85", "0.99"))
-    assert "manifest.json was altered" in str(enter(NIGHT, small_mnist, registry).problem)
+    assert "manifest.json was altered" in str(
+        enter(NIGHT, small_mnist, registry, "tonight").problem
+    )
 
 
 def test_a_network_that_is_gone_cannot_be_compared_but_does_not_stop_the_night(
     registry, crown, small_mnist
 ):
     crown(DENSE.model_copy(update={"architecture": "gone_module:build"}))
-    defence = enter(NIGHT, small_mnist, registry)
+    defence = enter(NIGHT, small_mnist, registry, "tonight")
     assert "gone_module" in str(defence.problem)
     assert defence.experiment == NIGHT
 

@@ -135,6 +135,14 @@ def test_a_constant_gain_proves_nothing(plan: FoldPlan) -> None:
     build_table([row], VERDICTS)
 
 
+def test_a_truncated_fold_is_refused_and_named(plan: FoldPlan) -> None:
+    scores, predictions = drawn(plan, deep=[0.01, 0.02, 0.0, 0.01, 0.03, 0.0])
+    short = (scores["candidate"] == "deep") & (scores["repeat"] == 2) & (scores["fold"] == 3)
+    scores.loc[short, "n_test"] -= 50
+    with pytest.raises(DataRefused, match="deep was scored on 150 of 200 rows in repeat 2, fold 3"):
+        compare_scores(scores, predictions, plan)
+
+
 def test_pairs_keep_the_order_of_the_experiment(plan: FoldPlan) -> None:
     noise = [0.01, 0.02, 0.0, 0.01, 0.03, 0.0]
     rows = compare_scores(*drawn(plan, zeta=noise, alpha=[0.1] * 6), plan)
