@@ -48,12 +48,10 @@ def make_runner(
     UsageError
         If `address` is missing, has no effect or does not answer, or Dask is not installed.
     """
-    runner = _choose(name, workers, address)
-    with _api_shared(), runner:
+    with _api_shared(), _started(name, workers, address) as runner:
         pool = runner._executor if isinstance(runner, ProcessPoolTaskRunner) else None
         if pool is not None:
-            for _ in range(workers):
-                pool.submit(backend.start)
+            _fill(pool, workers)
         try:
             yield runner
         except Exception:
@@ -66,8 +64,39 @@ def make_runner(
             raise
 
 
+_ahead: list[ProcessPoolTaskRunner[Any]] = []
+
+
+def start_ahead(workers: int) -> None:
+    """Start a runner of worker processes for the flow that this process will run next.
+
+    All but one of the workers, or the only one, load TensorFlow at once: the remaining core is
+    busy with the server that the flow waits for.
+    """
+    runner = _processes(workers)
+    runner.__enter__()
+    assert runner._executor is not None
+    _fill(runner._executor, max(workers - 1, 1))
+    _ahead.append(runner)
+
+
+def discard_ahead() -> None:
+    """End the workers that were started for a flow that did not come to ask for them."""
+    while _ahead:
+        runner = _ahead.pop()
+        assert runner._executor is not None
+        _kill_workers(runner._executor)
+        runner.__exit__(None, None, None)
+
+
+def _fill(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Let `workers` processes start; a pool starts one only for a job that finds none idle."""
+    for _ in range(workers):
+        pool.submit(time.sleep, 0.2)
+
+
 def start_worker(flow: int, server: int | None) -> None:
-    """Prepare a worker process: leave interrupts to the flow, and die with it.
+    """Prepare a worker process: load TensorFlow, leave interrupts to the flow, and die with it.
 
     Parameters
     ----------
@@ -81,6 +110,7 @@ def start_worker(flow: int, server: int | None) -> None:
     # its logs by then: its threads end before exit handlers are called.
     atexit.register(os._exit, 0)
     threading.Thread(target=_die_with, args=(flow, server), daemon=True).start()
+    backend.start()
 
 
 def _die_with(flow: int, server: int | None) -> None:
@@ -124,15 +154,32 @@ def _own_server() -> int | None:
     return process.pid if process else None
 
 
+@contextmanager
+def _started(name: Runner, workers: int, address: str | None) -> Iterator[TaskRunner[Any]]:
+    if name == "processes" and address is None and _ahead and _ahead[0]._max_workers == workers:
+        runner = _ahead.pop()
+        try:
+            yield runner
+        finally:
+            runner.__exit__(None, None, None)
+    else:
+        with _choose(name, workers, address) as runner:
+            yield runner
+
+
+def _processes(workers: int) -> ProcessPoolTaskRunner[Any]:
+    return ProcessPoolTaskRunner(
+        max_workers=workers, initializer=start_worker, initargs=(os.getpid(), _own_server())
+    )
+
+
 def _choose(name: Runner, workers: int, address: str | None) -> TaskRunner[Any]:
     if name == "dask":
         return _dask(address)
     if address is not None:
         raise UsageError(f"--address has no effect with --runner {name}; it belongs to dask.")
     if name == "processes":
-        return ProcessPoolTaskRunner(
-            max_workers=workers, initializer=start_worker, initargs=(os.getpid(), _own_server())
-        )
+        return _processes(workers)
     return ThreadPoolTaskRunner(max_workers=1 if name == "sequential" else workers)  # type: ignore[return-value]
 
 

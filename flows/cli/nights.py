@@ -76,7 +76,7 @@ def _run(name: str, settings: Settings) -> Summary:
     folder = Store(settings.artifacts).run(settings.run_id)
     try:
         with watch(folder, f"{name} {settings.experiment} as {settings.run_id}"):
-            prepare_prefect()
+            prepare_prefect(settings.n_workers if settings.runner == "processes" else 0)
             if name == "retrain":
                 from flows.retrain import retrain as flow
             else:
@@ -86,6 +86,9 @@ def _run(name: str, settings: Settings) -> Summary:
         _stopped("interrupted", 130)
     except SystemExit:  # how the command's own handler answers SIGTERM
         _stopped("terminated", 143)
+    finally:
+        if runners := sys.modules.get("flows.runners"):
+            runners.discard_ahead()
     summary: Summary = result_of(state)
     show_outcome(summary, folder)
     return summary

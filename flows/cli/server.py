@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,16 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 
-def prepare_prefect() -> None:
-    """Settings that must be there before Prefect is imported; the user's own stay.
+def prepare_prefect(workers: int = 0) -> None:
+    """Settings that must be there before Prefect is imported, and a server; the user's own stay.
 
-    Without a server, Prefect starts one for the time of the run. On a fresh profile that takes
-    longer than its own limit. Its log lines go to the run, which the UI shows, not to the terminal.
+    On a fresh profile a server takes longer to start than Prefect's own limit. Log lines go to the
+    run, which the UI shows, not to the terminal.
+
+    Parameters
+    ----------
+    workers : int
+        Worker processes that the flow will ask for.
     """
     for name, value in {
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -27,34 +31,38 @@ def prepare_prefect() -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
-    _start_server()
-
-
-def _start_server() -> None:
-    """Start Prefect's server for the time of the run, unless the user has one.
-
-    Ctrl-C reaches every process of the terminal, but this one must stay to hear how the run ended,
-    or Prefect waits for it for minutes: a blocked signal stays blocked in the processes one starts.
-    """
     from prefect.settings import PREFECT_API_URL
 
     if url := PREFECT_API_URL.value():
         _knock(url)
-        return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    threading.Thread(target=_import_ahead, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        SubprocessASGIServer().start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    else:
+        _start_server(workers)
 
 
-def _import_ahead() -> None:
-    """Import what the night will need while its server starts, which takes as long."""
+def _start_server(workers: int) -> None:
+    """Start Prefect's server for the time of the run, and use the time that it takes."""
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+
+    from flows import server
+
+    started = server.start()
+    os.environ["PREFECT_API_URL"] = started.url
+    refresh_global_settings_context()
+    ahead = threading.Thread(target=_get_ready, args=(workers,), daemon=True)
+    ahead.start()
+    started.wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+    ahead.join()
+
+
+def _get_ready(workers: int) -> None:
+    """Import what the night will need, then let a first worker load TensorFlow."""
     for module in ("flows.retrain", "great_expectations", "sklearn.model_selection"):
         importlib.import_module(module)
+    if workers:
+        from flows.runners import start_ahead
+
+        start_ahead(workers)
 
 
 def _knock(url: str) -> None:

@@ -1,0 +1,135 @@
+"""The Prefect server that a command starts for itself when the user has none.
+
+Prefect would start one too, but only after it has imported all of its server's code into the
+command, and then wait for it. Here the server is on its way as soon as Prefect's settings are read,
+and the command imports what the night needs meanwhile. It answers on the loopback address alone,
+without the UI, and keeps its data in the user's Prefect home like any other.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from typing import IO
+
+from nightfold.errors import NightfoldError
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that was started; it ends with this process.
+
+    Attributes
+    ----------
+    url : str
+        Of its API.
+    process : subprocess.Popen
+    output : file
+        What it writes.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+    def wait(self, seconds: float) -> None:
+        """Return once the server answers.
+
+        Raises
+        ------
+        NightfoldError
+            If it ends instead, or does not answer within `seconds`.
+        """
+        import httpx
+
+        try:
+            with httpx.Client(trust_env=False, timeout=seconds) as client:
+                client.get(f"{self.url}/health").raise_for_status()
+        except httpx.HTTPError as error:
+            raise NightfoldError(
+                f"Prefect's server did not start ({self._last_words or error}): its database is in "
+                "PREFECT_HOME, by default ~/.prefect, which must be writable and have space."
+            ) from error
+
+    @property
+    def _last_words(self) -> str:
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace").strip().rpartition("\n")[2]
+
+    def stop(self) -> None:
+        """End the server in order."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def start() -> Server:
+    """Start a server, without waiting for it.
+
+    Its socket listens before it runs, so that a first request waits instead of being refused, and
+    fails at once if the server ends.
+    """
+    from prefect.settings import get_current_settings
+
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the server)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.server", str(listener.fileno()), str(os.getpid())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={
+                **os.environ,
+                **get_current_settings().to_environment_variables(exclude_unset=True),
+                "PREFECT_UI_ENABLED": "false",
+            },
+        )
+        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}/api", process, output)
+    atexit.register(server.stop)
+    return server
+
+
+def serve(listener: int, command: int) -> None:
+    """Serve until told to end or the command is gone.
+
+    Ctrl-C reaches every process of the terminal, but this one must stay to hear how the run ended,
+    or Prefect waits for it for minutes.
+
+    Parameters
+    ----------
+    listener : int
+        File descriptor of a listening socket.
+    command : int
+        Process id of the command that has started this process.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    config = uvicorn.Config(
+        create_app(ephemeral=True, final=True), log_level="error", lifespan="on"
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+
+
+def _end_with(command: int) -> None:
+    while os.getppid() == command:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))
