@@ -64,7 +64,7 @@ def make_runner(
             raise
 
 
-_ahead: list[ProcessPoolTaskRunner[Any]] = []
+_ahead: list[ProcessPoolTaskRunner] = []
 
 
 def start_ahead(workers: int) -> None:
@@ -163,11 +163,11 @@ def _started(name: Runner, workers: int, address: str | None) -> Iterator[TaskRu
         finally:
             runner.__exit__(None, None, None)
     else:
-        with _choose(name, workers, address) as runner:
-            yield runner
+        with _choose(name, workers, address) as chosen:
+            yield chosen
 
 
-def _processes(workers: int) -> ProcessPoolTaskRunner[Any]:
+def _processes(workers: int) -> ProcessPoolTaskRunner:
     return ProcessPoolTaskRunner(
         max_workers=workers, initializer=start_worker, initargs=(os.getpid(), _own_server())
     )

@@ -41,13 +41,16 @@ def scratch(folder, seconds):
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in background
+    if sys.argv[3] == "flows.server":
+        from flows.cli.server import prepare_prefect
+        prepare_prefect(2)
     print(scratch(sys.argv[1], float(sys.argv[2])))
 """
 
 
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory):
-    """Starts the flow above, without a server, in a process of its own."""
+    """Starts the flow above in a process of its own, with the command's server or Prefect's."""
     home = tmp_path_factory.mktemp("prefect")
     script = home / "scratch.py"
     script.write_text(SCRIPT)
@@ -62,8 +65,8 @@ def flow(tmp_path_factory):
     }
     running = []
 
-    def start(folder, seconds):
-        command = [sys.executable, str(script), str(folder), str(seconds)]
+    def start(folder, seconds, server):
+        command = [sys.executable, str(script), str(folder), str(seconds), server]
         running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
         return running[-1]
 
@@ -93,25 +96,37 @@ def wait_until(condition, seconds):
 
 
 @slow
-def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flow, tmp_path):
+@pytest.mark.parametrize("own", ["uvicorn", "flows.server"])
+def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flow, tmp_path, own):
     """Left alone, every worker would start a server of its own, which takes longer than a fold."""
-    process = flow(tmp_path, 0)
-    server = process.communicate(timeout=240)[0].strip()
+    process = flow(tmp_path, 0, own)
+    server = process.communicate(timeout=240)[0].strip().rstrip("/")
     assert process.returncode == 0
     seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert seen
     for worker in seen:
-        assert worker == {"server": server, "tensorflow": True}
+        assert worker["server"].rstrip("/") == server
+        assert worker["tensorflow"]
 
 
 @slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_neither_workers_nor_server_outlive_an_interrupted_or_killed_flow(flow, tmp_path, sent):
-    process = flow(tmp_path, 100)
+@pytest.mark.parametrize(
+    ("own", "sent"),
+    [
+        ("flows.server", signal.SIGINT),
+        ("flows.server", signal.SIGTERM),
+        ("flows.server", signal.SIGKILL),
+        ("uvicorn", signal.SIGKILL),
+    ],
+)
+def test_neither_workers_nor_server_outlive_an_interrupted_or_killed_flow(
+    flow, tmp_path, own, sent
+):
+    process = flow(tmp_path, 100, own)
     wait_until(lambda: list(tmp_path.glob("*.json")), 200)
     started = children(process.pid)
     assert {int(path.stem) for path in tmp_path.glob("*.json")} <= set(started)
-    assert any(b"uvicorn" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
+    assert any(own.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
     process.send_signal(sent)
     process.wait(timeout=20)
     wait_until(lambda: not any(map(alive, started)), 5)
@@ -126,3 +141,28 @@ def test_an_address_without_dask_is_refused(name):
 def test_dask_without_an_address_says_what_to_give():
     with pytest.raises(UsageError, match="--address"), make_runner("dask", 2):
         pass
+
+
+@slow
+def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path):
+    home = tmp_path / "home"
+    home.write_text("a file where Prefect wants a folder")
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("nightfold"),
+            "evaluate",
+            "digits",
+            "--artifacts",
+            str(tmp_path / "artifacts"),
+        ],
+        env={
+            **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
+            "PREFECT_HOME": str(home),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "PREFECT_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
