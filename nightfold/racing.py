@@ -43,9 +43,8 @@ class Stop(BaseModel):
     def reason(self) -> str:
         """Why, as the rest of a sentence about the candidate."""
         return (
-            f"stopped after {self.folds} folds by the declared rule of racing, the probability "
-            f"of its being better than {self.leader} by more than {100 * self.difference:g} point "
-            f"having fallen below {100 * self.bound:.2g} %"
+            f"stopped after {self.folds} folds by the racing rule, as {_lead(self.difference)} "
+            f"over {self.leader} had become less probable than {100 * self.bound:.2g} %"
         )
 
 
@@ -53,10 +52,14 @@ def told(rule: RacingChoice) -> str:
     """The rule in one sentence."""
     return (
         f"After {rule.min_folds} folds of every candidate, and after each fold from then on, a "
-        "candidate is stopped if it can hardly be better than the leader by more than "
-        f"{100 * rule.difference:g} point; the best is stopped with a probability of at most "
+        f"candidate is stopped if {_lead(rule.difference)} over the leader has become improbable; "
+        "one that truly has it over all others is stopped with a probability of at most "
         f"{100 * rule.probability:g} %, over all looks and rivals together."
     )
+
+
+def _lead(difference: float) -> str:
+    return f"a lead of more than {100 * difference:g} point" if difference else "any lead"
 
 
 def futility_bound(probability: float, *, look: int, rivals: int = 1) -> float:

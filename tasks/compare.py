@@ -209,7 +209,7 @@ def _unjudged(a: str, b: str, ended: list[Stop]) -> dict[str, Any]:
         "n_pairs": min(stop.folds for stop in ended),
         "p_corrected": None,
         "verdict": "stopped",
-        "sentence": f"Nothing is said of {b} against {a}: {reasons}.",
+        "sentence": f"No verdict on {b} against {a}: {reasons}.",
     }
 
 

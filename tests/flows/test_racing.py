@@ -100,7 +100,7 @@ def test_the_hopeless_is_stopped_after_the_declared_folds(night):
     assert [c.name for c in summary.candidates] == ["good", "other"]
     (stopped,) = summary.stopped
     assert (stopped.name, stopped.n) == ("lost", 3)
-    assert "stopped after 3 folds by the declared rule of racing" in stopped.reason
+    assert "stopped after 3 folds by the racing rule" in stopped.reason
     assert summary.racing == RacingChoice(min_folds=3, probability=0.05, difference=0.001)
     assert found["scores"]["candidate"].value_counts().to_dict() == {
         "lost": 3,

@@ -76,6 +76,12 @@ def test_asking_for_a_larger_lead_stops_no_fewer(accuracies, one, other):
     assert smaller <= larger
 
 
+def test_a_lead_that_is_not_worth_waiting_for_is_futile():
+    far = RULE.model_copy(update={"difference": 0.2})
+    assert stopped({"good": GOOD, "close": CLOSE}, far) == ["close"]
+    assert stopped({"good": GOOD, "close": CLOSE}) == []
+
+
 def test_nobody_is_stopped_before_the_declared_folds():
     for folds in (1, 2):
         seen = {"good": GOOD[:folds], "lost": LOST[:folds]}
@@ -99,8 +105,8 @@ def test_a_stop_says_by_what_and_the_numbers_are_those_of_the_posterior():
     found = bayesian_correlated_t(np.subtract(LOST[:3], GOOD[:3]), rope=0.001, **SIZES)
     assert found.p_better < stop.bound
     assert stop.reason == (
-        "stopped after 3 folds by the declared rule of racing, the probability of its being better "
-        "than good by more than 0.1 point having fallen below 2.5 %"
+        "stopped after 3 folds by the racing rule, as a lead of more than 0.1 point over good had "
+        "become less probable than 2.5 %"
     )
 
 
@@ -209,6 +215,8 @@ def test_a_rule_that_cannot_be_used_is_refused_by_name(tmp_path, rule, words):
 def test_the_rule_is_told_in_a_sentence():
     assert told(RULE) == (
         "After 3 folds of every candidate, and after each fold from then on, a candidate is "
-        "stopped if it can hardly be better than the leader by more than 0.1 point; the best is "
-        "stopped with a probability of at most 5 %, over all looks and rivals together."
+        "stopped if a lead of more than 0.1 point over the leader has become improbable; one that "
+        "truly has it over all others is stopped with a probability of at most 5 %, over all looks "
+        "and rivals together."
     )
+    assert "if any lead over" in told(RULE.model_copy(update={"difference": 0.0}))

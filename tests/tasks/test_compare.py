@@ -222,7 +222,7 @@ def test_a_pair_with_a_stopped_candidate_gets_no_number(plan: FoldPlan) -> None:
         known |= {"rope", "verdict", "sentence"}
         assert {name for name, value in row.items() if value is not None} == known
         assert row["n_pairs"] == 4
-        assert "deep was stopped after 4 folds by the declared rule of racing" in row["sentence"]
+        assert "deep was stopped after 4 folds by the racing rule" in row["sentence"]
 
 
 def test_a_stop_leaves_the_other_verdicts_as_they_are_but_for_holms_count(plan: FoldPlan) -> None:

@@ -492,7 +492,7 @@ def test_a_stopped_candidate_is_named_and_has_no_score(
     folder = builder.write()
     *scored, lost = Summary.read(folder).candidates
     gone = {"accuracy_mean", "accuracy_std", "accuracy_low", "accuracy_high", "log_loss_mean"}
-    why = "stopped after 3 folds by the declared rule of racing"
+    why = "stopped after 3 folds by the racing rule"
     stopped = {**lost.model_dump(exclude=gone), "n": 3, "reason": why}
     rule = RacingChoice(min_folds=3, probability=0.05, difference=0.001)
     best = max(scored, key=lambda facts: facts.accuracy_mean).name
