@@ -6,6 +6,9 @@ every test that finds one of them better, and every night that promotes the othe
 
     python -m benchmarks.honesty alarms [DRAWS]      draws in which a test at 5 % finds a difference
     python -m benchmarks.honesty years [YEARS SEED]  years of 365 nights with a promotion
+    python -m benchmarks.honesty races [DRAWS]       races that stop the best, and folds they save
+
+Races of unequal candidates are not of digits but of normal scores, because there the best is known.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from nightfold import statistics
-from nightfold.experiment import PolicyChoice, load_experiment, shipped
+from nightfold.experiment import PolicyChoice, RacingChoice, load_experiment, shipped
 from nightfold.gate import Comparison, weigh
+from nightfold.racing import Race
 from nightfold.sources import read
 
 ROWS = 100
@@ -112,6 +116,75 @@ def _night(digits: Digits, policy: PolicyChoice, looks: Iterator[int]) -> tuple[
     return False, naive
 
 
+RACE = RacingChoice(min_folds=3, probability=0.05, difference=0.001)
+"""The rule of docs/statistics.md."""
+
+BEHIND = {
+    "one hopeless": [0, 0.05, 5],
+    "six from good to bad": [0, 0.05, 0.1, 0.2, 0.5, 1],
+    "one better by the difference": [0, 0.1, 0.1, 0.1, 0.1, 0.1],
+}
+"""True accuracies of the candidates of a race, points behind the best, which comes first."""
+
+
+def races(draws: int = 1000) -> None:
+    """Print how often a race stops the best, what that costs, and the part of folds it trains."""
+    digits, rule = Digits(seed=4), RACE.model_copy(update={"difference": 0.0})
+    lost = [_race_of_equals(digits, rule) for _ in range(draws)]
+    print(
+        f"{draws} races of two equal recipes, difference 0: one stopped {100 * np.mean(lost):.1f} %"
+    )
+    rng = np.random.default_rng(1)
+    print(f"{draws} races each, differences with a standard deviation of 0.1 point between folds")
+    for name, behind in BEHIND.items():
+        for folds, repeats in ((5, 1), (10, 1), (5, 2), (5, 10)):
+            each = [_race(rng, np.array(behind) / 100, folds, repeats) for _ in range(draws)]
+            lost, chosen, without, trained = np.mean(each, axis=0)
+            print(
+                f"{name}, {repeats} x {folds}: best stopped {100 * lost:.1f} %; the chosen one is "
+                f"{100 * chosen:.3f} points behind the best, {100 * without:.3f} without racing; "
+                f"folds trained {100 * trained:.0f} %"
+            )
+
+
+def _race_of_equals(digits: Digits, rule: RacingChoice) -> bool:
+    """Whether the first of two equally good classifiers of digits is stopped, in 2 x 5 folds."""
+    gain = np.concatenate(list(digits.draw(iter(range(2)))))
+    race = Race(rule=rule, runners=("one", "other"), total=len(gain))
+    while race.until < race.total:
+        until = race.until
+        seen = {"one": gain[:until].tolist(), "other": [0.0] * until}
+        race = race.after({name: seen[name] for name in race.running}, n_train=80, n_test=20)
+    return "one" in race.stopped
+
+
+def _race(
+    rng: np.random.Generator, behind: NDArray[np.float64], folds: int, repeats: int
+) -> tuple[float, float, float, float]:
+    """Whether the best was stopped, how far the chosen is behind with and without, folds trained.
+
+    Scores are normal and share 1/folds of their variance between folds, as the posterior assumes.
+    """
+    n, total = len(behind), folds * repeats
+    shared, own = rng.normal(size=(n, 1)), rng.normal(size=(n, total))
+    noise = np.sqrt(1 / folds) * shared + np.sqrt(1 - 1 / folds) * own
+    # Differences within a race have a variance of 2 (1 - 1/folds) between folds.
+    scores = 0.99 - behind[:, None] + 0.001 * noise / np.sqrt(2 - 2 / folds)
+    names = {f"{position}": row for position, row in enumerate(scores)}
+    race = Race(rule=RACE, runners=tuple(names), total=total)
+    while race.until < total:
+        seen = {name: names[name][: race.until].tolist() for name in race.running}
+        race = race.after(seen, n_train=60_000 * (1 - 1 / folds), n_test=60_000 / folds)
+    chosen = max(race.running, key=lambda name: names[name].mean())
+    trained = sum(stop.folds for stop in race.stops) + total * len(race.running)
+    return (
+        float("0" in race.stopped),
+        float(behind[int(chosen)]),
+        float(behind[scores.mean(axis=1).argmax()]),
+        trained / (n * total),
+    )
+
+
 def check() -> None:
     """Make sure that the classifier above is scikit-learn's."""
     digits = Digits(seed=3)
@@ -128,5 +201,5 @@ def check() -> None:
 if __name__ == "__main__":
     check()
     command, *numbers = sys.argv[1:]
-    commands: dict[str, Callable[..., None]] = {"alarms": alarms, "years": years}
+    commands: dict[str, Callable[..., None]] = {"alarms": alarms, "years": years, "races": races}
     commands[command](*map(int, numbers))

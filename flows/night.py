@@ -24,6 +24,7 @@ from nightfold.experiment import Candidate, Experiment
 from nightfold.finaljob import FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.racing import Race, Stop
 from nightfold.store import Store, write_json
 from nightfold.summary import (
     CandidateFacts,
@@ -31,6 +32,7 @@ from nightfold.summary import (
     FinalFacts,
     PlanFacts,
     PromotionFacts,
+    StoppedFacts,
     Summary,
 )
 from tasks.aggregate import aggregate
@@ -39,10 +41,11 @@ from tasks.compare import compare
 from tasks.defend import Defence, defend
 from tasks.fit import fit
 from tasks.ingest import ingest
+from tasks.race import accuracies, race
 from tasks.report import report
 from tasks.scale import FittedScalers, scale
 from tasks.split import split
-from tasks.train import collect_folds, map_folds
+from tasks.train import announce, collect_folds, map_folds
 from tasks.validate import validate
 
 
@@ -126,6 +129,17 @@ class Prepared:
             for fold in range(1, self.plan.folds + 1)
         ]
 
+    @property
+    def race(self) -> Race:
+        """Who races by which rule; the champion's recipe is never stopped."""
+        guest = self.defence.candidate if self.defence.guest else None
+        return Race(
+            rule=self.experiment.racing,
+            runners=tuple(c.name for c in self.experiment.candidates if c.name != guest),
+            kept=self.defence.candidate,
+            total=self.plan.folds * self.plan.repeats,
+        )
+
     def final_job(self, run: Run, candidate: Candidate) -> FinalJob:
         """The fit of `candidate` on all rows."""
         return FinalJob(
@@ -147,10 +161,14 @@ class CrossValidation:
     data: Prepared
     folds: list[FoldHandle]
     candidates: list[CandidateFacts]
+    stopped: list[StoppedFacts]
 
     @property
     def best(self) -> CandidateFacts:
-        """The experiment's own candidate with the highest mean accuracy; the first among equals."""
+        """The experiment's own candidate with the highest mean accuracy; the first among equals.
+
+        One that was stopped has no mean and is never it.
+        """
         own = (facts for facts in self.candidates if facts.name != self.guest)
         return max(own, key=lambda facts: facts.accuracy_mean)
 
@@ -161,7 +179,7 @@ class CrossValidation:
 
     def accuracies(self, candidate: str) -> tuple[float, ...]:
         """Accuracy of every fold of one candidate, in the order of the plan."""
-        return tuple(fold.accuracy for fold in self.folds if fold.candidate == candidate)
+        return accuracies(self.folds, candidate)
 
 
 def prepare(run: Run) -> Prepared:
@@ -228,10 +246,10 @@ def cross_validate(
         A final model that is fitted whatever the scores: the longest job, so it starts first.
     """
     fitted = [] if ahead is None else [runner.submit(fit, {"job": ahead})]
-    folds = collect_folds(map_folds(runner, data.jobs(run), run.folder))
+    folds, stops = train_folds(run, data, runner)
     for future in fitted:
         future.result()
-    candidates = aggregate(
+    candidates, stopped = aggregate(
         folds,
         data.experiment,
         data.dataset,
@@ -239,10 +257,36 @@ def cross_validate(
         run_id=run.run_id,
         started_at=run.started_at,
         artifacts=run.artifacts,
+        stops=stops,
     )
     policy = run.experiment.policy
-    compare(str(run.folder), **({} if policy is None else policy.verdict))
-    return CrossValidation(data, folds, candidates)
+    compare(str(run.folder), **({} if policy is None else policy.verdict), stops=stops)
+    return CrossValidation(data, folds, candidates, stopped)
+
+
+def train_folds(
+    run: Run, data: Prepared, runner: TaskRunner[Any]
+) -> tuple[list[FoldHandle], tuple[Stop, ...]]:
+    """Every fold of every candidate, in rounds if some may be stopped; and who was.
+
+    Returns
+    -------
+    folds : list of FoldHandle
+        In the order of the experiment and the plan, whatever the rounds were.
+    stops : tuple of Stop
+    """
+    jobs, standing = data.jobs(run), data.race
+    done: dict[str, FoldHandle] = {}
+    while True:
+        jobs = [j for j in jobs if j.label in done or j.candidate.name not in standing.stopped]
+        due = [job for job in jobs if standing.wants(job.candidate.name, job.place)]
+        announce(jobs, run.folder)
+        handles = collect_folds(map_folds(runner, due), before=len(done), total=len(jobs))
+        done |= {job.label: handle for job, handle in zip(due, handles, strict=True)}
+        folds = [done[job.label] for job in jobs if job.label in done]
+        if standing.until == standing.total:
+            return folds, standing.stops
+        standing = race(standing, folds, data.plan)
 
 
 def publish(
@@ -288,6 +332,8 @@ def publish(
             seed=plan.seed,
         ),
         candidates=tuple(scored.candidates),
+        stopped=tuple(scored.stopped),
+        racing=run.experiment.racing,
         best=scored.best.name,
         guest=scored.guest,
         final=final,

@@ -233,6 +233,23 @@ class PolicyChoice(Declared):
         return {"rope": self.rope, "sure": self.probability}
 
 
+class RacingChoice(Declared):
+    """When a hopeless candidate is stopped before its last fold; see `nightfold.racing`.
+
+    No key has a default: what may end a candidate is declared before the run, or not done.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    min_folds: int = Field(ge=2, description="nothing is stopped before every candidate has these")
+    probability: float = Field(
+        gt=0, lt=0.5, description="of ever stopping the best, over all looks and rivals, at most"
+    )
+    difference: float = Field(
+        ge=0, lt=1, description="a lead over the leader up to this is not worth waiting for"
+    )
+
+
 class Experiment(Declared):
     """One TOML file: data, fold plan, candidates and limits."""
 
@@ -243,6 +260,7 @@ class Experiment(Declared):
     validation: ValidationChoice = ValidationChoice()
     plan: PlanChoice = PlanChoice()
     policy: PolicyChoice | None = Field(None, description="without one nothing is promoted")
+    racing: RacingChoice | None = Field(None, description="without one every fold is trained")
     candidates: tuple[Candidate, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -253,10 +271,23 @@ class Experiment(Declared):
                 raise ValueError(f"two candidates are named {name!r}; give each its own name")
         return self
 
+    @model_validator(mode="after")
+    def _racing_can_stop_something(self) -> Self:
+        most = self.plan.folds * max(
+            self.plan.repeats, self.policy.max_repeats if self.policy else 1
+        )
+        if self.racing and self.racing.min_folds >= most:
+            raise ValueError(
+                f"racing.min_folds = {self.racing.min_folds} has no effect, as a candidate has at "
+                f"most {most} folds; ask for fewer, or leave [racing] out"
+            )
+        return self
+
     @property
     def digest(self) -> str:
-        """sha256 over the whole experiment."""
-        return sha256_json(self.model_dump(mode="json"))
+        """sha256 over the whole experiment; a part that later versions added only if it is set."""
+        unset = {"racing"} if self.racing is None else None
+        return sha256_json(self.model_dump(mode="json", exclude=unset))
 
     @property
     def only_candidate(self) -> Candidate | None:
@@ -369,7 +400,8 @@ def _validated(document: dict[str, object], where: str) -> Experiment:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+        whole = first["type"] == "missing" or isinstance(first["input"], dict)
+        given = "" if whole else f" (given: {first['input']!r})"
         what = first["msg"].removeprefix("Value error, ")
         what = what[:1].lower() + what[1:]
         raise UsageError(f"In {where}, {key or 'the experiment'}: {what}{given}.") from error

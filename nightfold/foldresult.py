@@ -160,6 +160,11 @@ class FoldJob(BaseModel):
         return Store(self.artifacts).folds / self.key[:32]
 
     @property
+    def place(self) -> int:
+        """Position of the fold in the plan, from 1, over all repeats."""
+        return (self.repeat - 1) * self.plan.folds + self.fold
+
+    @property
     def label(self) -> str:
         """``deep repeat 1 fold 3``."""
         return f"{self.candidate.name} repeat {self.repeat} fold {self.fold}"

@@ -260,13 +260,17 @@ class Earlier:
                     found.setdefault(pair, []).append(spread)
         return found
 
-    def spread(self, a: str, b: str) -> tuple[Basis, Spread]:
-        """The best that is known of two candidate digests."""
+    def spread(self, a: str, b: str, n_test: float) -> tuple[Basis, Spread]:
+        """The best that is known of two candidate digests, for folds that score `n_test` rows.
+
+        Folds of that size tell all if there are any; otherwise those of other sizes do, though a
+        trial on few rows differs from a whole night in more than its size.
+        """
         if own := self.spreads.get(frozenset((a, b))):
-            return "pair", Spread.pooled(own)
+            return "pair", Spread.pooled(_of_size(own, n_test))
         if every := [one for plans in self.spreads.values() for one in plans]:
             # Pairs of one plan share candidates, and none is this one: no degrees of freedom.
-            return "others", replace(Spread.pooled(every), freedom=0)
+            return "others", replace(Spread.pooled(_of_size(every, n_test)), freedom=0)
         return "assumed", Spread(ASSUMED_DISAGREEMENT, 0, 0, frozenset())
 
     def seconds(self, candidate: Candidate, n_train: float) -> tuple[float | None, bool]:
@@ -286,6 +290,11 @@ class Earlier:
             epochs = candidate.total_epochs / float(rows["epochs"].mean())
         per_row = float((rows["train_seconds"] / rows["n_train"]).mean())
         return per_row * n_train * epochs, other
+
+
+def _of_size(spreads: list[Spread], n_test: float) -> list[Spread]:
+    """Those seen on folds that scored `n_test` rows, or all if there are none."""
+    return [spread for spread in spreads if round(n_test) in spread.sizes] or spreads
 
 
 def plan_ahead(
@@ -322,7 +331,10 @@ def plan_ahead(
     """
     digests = {candidate.name: candidate.digest for candidate in candidates}
     sizes = Sizes(plan.n_rows * (1 - 1 / plan.folds), plan.n_rows / plan.folds, rope, sure)
-    known = [(a, b, *earlier.spread(digests[a], digests[b])) for a, b in combinations(digests, 2)]
+    known = [
+        (a, b, *earlier.spread(digests[a], digests[b], sizes.n_test))
+        for a, b in combinations(digests, 2)
+    ]
     known.sort(key=lambda pair: -pair[3].variance)
     timed = {c.name: earlier.seconds(c, sizes.n_train) for c in candidates}
     seconds = {name: found for name, (found, _) in timed.items()}

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nightfold.experiment import RacingChoice
 from nightfold.gate import Check, Outcome
 from nightfold.store import write_json
 
@@ -44,12 +45,8 @@ class PlanFacts(Fact):
     seed: int
 
 
-class CandidateFacts(Fact):
-    """Cross-validated scores of one candidate; fractions, not percent.
-
-    `accuracy_std` is the sample standard deviation over folds (ddof=1); `accuracy_low` and
-    `accuracy_high` are the ends of `nightfold.statistics.score_interval` over images.
-    """
+class RecipeFacts(Fact):
+    """Who took part: the recipe, and what its `n` folds cost."""
 
     name: str
     digest: str
@@ -57,13 +54,31 @@ class CandidateFacts(Fact):
     scaling: str
     epochs: int
     n: int
+    train_seconds: float
+    parameters: int
+
+
+class CandidateFacts(RecipeFacts):
+    """Cross-validated scores of one candidate; fractions, not percent.
+
+    `accuracy_std` is the sample standard deviation over folds (ddof=1); `accuracy_low` and
+    `accuracy_high` are the ends of `nightfold.statistics.score_interval` over images.
+    """
+
     accuracy_mean: float
     accuracy_std: float
     log_loss_mean: float
-    train_seconds: float
-    parameters: int
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+
+
+class StoppedFacts(RecipeFacts):
+    """A candidate that was raced out. A mean of some folds is none, so there is no score.
+
+    `reason` says after how many folds and by which rule.
+    """
+
+    reason: str
 
 
 class FinalFacts(Fact):
@@ -100,7 +115,8 @@ class Summary(Fact):
     """Everything about a run that fits a page.
 
     `best` is the best of the experiment's own candidates; `guest` names the one, if any, that was
-    trained only because it is the champion's recipe.
+    trained only because it is the champion's recipe. `stopped` are those that `racing` ended before
+    their last fold; they are not among `candidates`.
     """
 
     run_id: str
@@ -118,10 +134,17 @@ class Summary(Fact):
     dataset: DatasetFacts
     plan: PlanFacts
     candidates: tuple[CandidateFacts, ...]
+    stopped: tuple[StoppedFacts, ...] = ()
+    racing: RacingChoice | None = None
     best: str
     guest: str | None = None
     final: FinalFacts | None = None
     promotion: PromotionFacts | None = None
+
+    @property
+    def recipes(self) -> tuple[RecipeFacts, ...]:
+        """Everyone who took part, those that were stopped last."""
+        return (*self.candidates, *self.stopped)
 
     @property
     def seconds(self) -> float:

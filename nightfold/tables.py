@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from nightfold.store import atomic_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _column(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
@@ -83,8 +83,13 @@ VERDICTS = pa.schema(
         _column("candidate_a", pa.string(), "first candidate"),
         _column("candidate_b", pa.string(), "second candidate"),
         _column("metric", pa.string(), "column of scores that is compared"),
-        _column("n_pairs", pa.int32(), "folds times repeats"),
-        _column("mean_difference", pa.float64(), "mean of b minus a over pairs"),
+        _column("n_pairs", pa.int32(), "folds that both were scored on; all unless stopped"),
+        _column(
+            "mean_difference",
+            pa.float64(),
+            "mean of b minus a over pairs; null if one was stopped",
+            nullable=True,
+        ),
         _column("interval_low", pa.float64(), "low end of the 95 % interval", nullable=True),
         _column("interval_high", pa.float64(), "high end of the 95 % interval", nullable=True),
         _column("t_corrected", pa.float64(), "corrected resampled t", nullable=True),
@@ -95,7 +100,7 @@ VERDICTS = pa.schema(
         _column("p_equivalent", pa.float64(), "posterior probability of equality", nullable=True),
         _column("p_better", pa.float64(), "posterior probability b is better", nullable=True),
         _column("mcnemar_p", pa.float64(), "exact McNemar p on pooled predictions", nullable=True),
-        _column("verdict", pa.string(), "better, worse, equivalent or undecided"),
+        _column("verdict", pa.string(), "better, worse, equivalent, undecided or stopped"),
         _column("sentence", pa.string(), "the verdict in one sentence"),
     ]
 )

@@ -19,9 +19,10 @@ from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate, Experiment
 from nightfold.foldplan import FoldPlan, PlanHandle
 from nightfold.foldresult import FoldHandle, read_probabilities
+from nightfold.racing import Stop
 from nightfold.statistics import mean_over_repeats, score_interval
 from nightfold.store import Store, atomic_file
-from nightfold.summary import CandidateFacts
+from nightfold.summary import CandidateFacts, StoppedFacts
 from nightfold.tables import HISTORIES, SCORES, build_table, predictions_schema, write_table
 
 
@@ -35,13 +36,14 @@ def aggregate(
     run_id: str,
     started_at: datetime,
     artifacts: str,
-) -> list[CandidateFacts]:
+    stops: tuple[Stop, ...] = (),
+) -> tuple[list[CandidateFacts], list[StoppedFacts]]:
     """Write the tables of a run.
 
     Parameters
     ----------
     folds : list of FoldHandle
-        Every fold of every candidate.
+        Every fold of every candidate; of those in `stops`, the folds they have.
     experiment : Experiment
     dataset : DatasetHandle
     plan : PlanHandle
@@ -49,11 +51,15 @@ def aggregate(
     started_at : datetime
         Start of the run; its UTC day is the partition under ``artifacts/scores``.
     artifacts : str
+    stops : tuple of Stop
+        Candidates that were raced out; their rows are in the tables as the others are.
 
     Returns
     -------
-    list of CandidateFacts
-        One a candidate, in the order of the experiment.
+    scored : list of CandidateFacts
+        One a candidate that has all folds, in the order of the experiment.
+    stopped : list of StoppedFacts
+        One a candidate that has not, likewise.
     """
     store = Store(artifacts)
     folder = store.run(run_id)
@@ -73,14 +79,22 @@ def aggregate(
     partition = score_table.drop_columns(["run_date"])
     write_table(day / f"{run_id}.parquet", partition, name="scores", **about)
     answers = predictions.select(["candidate", "row", "label", "predicted"])
-    return [
-        _facts(
-            candidate,
-            [row for row in scores if row["candidate"] == candidate.name],
-            answers.filter(pc.equal(answers["candidate"], candidate.name)),
-        )
+    rows_of = {
+        candidate.name: [row for row in scores if row["candidate"] == candidate.name]
         for candidate in experiment.candidates
+    }
+    reasons = {stop.candidate: stop.reason for stop in stops}
+    scored = [
+        _facts(c, rows_of[c.name], answers.filter(pc.equal(answers["candidate"], c.name)))
+        for c in experiment.candidates
+        if c.name not in reasons
     ]
+    stopped = [
+        StoppedFacts(**_recipe(c, rows_of[c.name]), reason=reasons[c.name])
+        for c in experiment.candidates
+        if c.name in reasons
+    ]
+    return scored, stopped
 
 
 def _rows(
@@ -150,22 +164,29 @@ def _predictions(
     return pa.concat_tables(tables)
 
 
+def _recipe(candidate: Candidate, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fields of `RecipeFacts`."""
+    return {
+        "name": candidate.name,
+        "digest": candidate.digest,
+        "architecture": candidate.architecture,
+        "scaling": candidate.scaling,
+        "epochs": candidate.epochs,
+        "n": len(rows),
+        "train_seconds": float(np.sum([row["train_seconds"] for row in rows])),
+        "parameters": int(rows[0]["parameters"]),
+    }
+
+
 def _facts(candidate: Candidate, rows: list[dict[str, Any]], answers: pa.Table) -> CandidateFacts:
     accuracies = np.array([row["accuracy"] for row in rows])
     row, label, predicted = (answers[c].to_numpy() for c in ("row", "label", "predicted"))
     interval = score_interval(mean_over_repeats(row, label == predicted))
     return CandidateFacts(
-        name=candidate.name,
-        digest=candidate.digest,
-        architecture=candidate.architecture,
-        scaling=candidate.scaling,
-        epochs=candidate.epochs,
-        n=len(rows),
+        **_recipe(candidate, rows),
         accuracy_mean=float(accuracies.mean()),
         accuracy_std=float(accuracies.std(ddof=1)),
         log_loss_mean=float(np.mean([row["log_loss"] for row in rows])),
-        train_seconds=float(np.sum([row["train_seconds"] for row in rows])),
-        parameters=int(rows[0]["parameters"]),
         accuracy_low=interval.low,
         accuracy_high=interval.high,
     )

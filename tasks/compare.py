@@ -22,6 +22,7 @@ from nightfold import statistics
 from nightfold.errors import DataRefused
 from nightfold.figures import percent
 from nightfold.foldplan import FoldPlan
+from nightfold.racing import Stop
 from nightfold.statistics import CorrelatedPosterior
 from nightfold.store import sha256_file
 from nightfold.tables import VERDICTS, build_table, write_table
@@ -47,14 +48,16 @@ class VerdictsHandle(BaseModel):
 
 
 @task(name="compare", task_run_name="compare candidates", cache_policy=NO_CACHE)
-def compare(run_folder: str, rope: float = ROPE, sure: float = SURE) -> VerdictsHandle:
+def compare(
+    run_folder: str, rope: float = ROPE, sure: float = SURE, stops: tuple[Stop, ...] = ()
+) -> VerdictsHandle:
     """Write ``verdicts.parquet`` from the other tables of a run.
 
     Parameters
     ----------
     run_folder : str
         Holds ``scores.parquet``, ``predictions.parquet`` and ``foldplan.parquet``.
-    rope, sure : float
+    rope, sure, stops
         See `compare_scores`.
 
     Returns
@@ -70,7 +73,7 @@ def compare(run_folder: str, rope: float = ROPE, sure: float = SURE) -> Verdicts
     folder = Path(run_folder)
     plan = FoldPlan.open(folder / "foldplan.parquet")
     scores, predictions = _read(folder)
-    rows = compare_scores(scores, predictions, plan, rope, sure)
+    rows = compare_scores(scores, predictions, plan, rope, sure, stops)
     path = folder / "verdicts.parquet"
     about = {"run_id": str(scores["run_id"].iloc[0]), "plan_digest": plan.digest}
     write_table(path, build_table(rows, VERDICTS), name="verdicts", **about)
@@ -103,13 +106,15 @@ def compare_scores(
     plan: FoldPlan,
     rope: float = ROPE,
     sure: float = SURE,
+    stops: tuple[Stop, ...] = (),
 ) -> list[dict[str, Any]]:
     """Judge the accuracy of every pair of candidates, a before b in the order of `scores`.
 
     Parameters
     ----------
     scores : DataFrame
-        Rows of `nightfold.tables.SCORES`; every candidate on every fold of `plan`.
+        Rows of `nightfold.tables.SCORES`; every candidate on every fold of `plan`, but for those
+        in `stops`.
     predictions : pyarrow.Table
         Columns candidate, repeat, row, label and predicted of the predictions. Only repeat 1 is
         used: a row that counts twice would feign certainty.
@@ -119,6 +124,9 @@ def compare_scores(
         Half width of practical equivalence, a fraction of accuracy.
     sure : float
         Posterior probability from which on a verdict is given.
+    stops : tuple of Stop
+        Candidates that were raced out, on the first folds of `plan` only. A pair with one of them
+        is `stopped`: no difference is told and no test is made.
 
     Returns
     -------
@@ -128,26 +136,33 @@ def compare_scores(
     Raises
     ------
     DataRefused
-        If a candidate was scored on another plan or data set, lacks a fold, has one twice or was
-        not scored on all of its rows.
+        If a candidate was scored on another plan or data set, lacks a fold that it must have, has
+        one twice or was not scored on all of its rows.
 
     Notes
     -----
     b is better (worse, equivalent) if the posterior probability of that is at least `sure`;
     otherwise the pair is undecided. Pairs without a p value count in Holm's correction.
     """
-    names = list(dict.fromkeys(scores["candidate"]))
-    accuracies = {name: _accuracies(scores[scores["candidate"] == name], plan) for name in names}
-    right = {name: _right(predictions, name, plan) for name in names}
+    names, stopped = list(dict.fromkeys(scores["candidate"])), {s.candidate: s for s in stops}
+    accuracies = {
+        name: _accuracies(scores[scores["candidate"] == name], plan, stopped.get(name))
+        for name in names
+    }
+    right = {name: _right(predictions, name, plan) for name in names if name not in stopped}
     about = {
         "run_id": scores["run_id"].iloc[0],
         "plan_digest": plan.digest,
         "metric": "accuracy",
         "rope": rope,
     }
-    sizes = {size: float(scores[size].mean()) for size in ("n_train", "n_test")}
+    whole = scores[~scores["candidate"].isin(stopped)]
+    sizes = {size: float(whole[size].mean()) for size in ("n_train", "n_test")}
     rows = []
     for a, b in combinations(names, 2):
+        if ended := [stopped[name] for name in (a, b) if name in stopped]:
+            rows.append({**about, **_unjudged(a, b, ended)})
+            continue
         found = _judge(a, b, accuracies[b] - accuracies[a], sizes, rope, sure)
         rows.append({**about, **found, "mcnemar_p": statistics.mcnemar_exact(right[a], right[b])})
     p_values = [1.0 if row["p_corrected"] is None else row["p_corrected"] for row in rows]
@@ -185,8 +200,26 @@ def _judge(
     }
 
 
-def _accuracies(scores: pd.DataFrame, plan: FoldPlan) -> NDArray[np.float64]:
-    """Accuracies of one candidate in the order of the plan; refuses what is not all of it."""
+def _unjudged(a: str, b: str, ended: list[Stop]) -> dict[str, Any]:
+    """Columns of the verdict on a pair that a stop has left without one."""
+    reasons = "; ".join(f"{stop.candidate} was {stop.reason}" for stop in ended)
+    return {
+        "candidate_a": a,
+        "candidate_b": b,
+        "n_pairs": min(stop.folds for stop in ended),
+        "p_corrected": None,
+        "verdict": "stopped",
+        "sentence": f"No verdict on {b} against {a}: {reasons}.",
+    }
+
+
+def _accuracies(
+    scores: pd.DataFrame, plan: FoldPlan, stop: Stop | None = None
+) -> NDArray[np.float64]:
+    """Accuracies of one candidate in the order of the plan; refuses what is not all of it.
+
+    Of one that was stopped all are the folds before its stop.
+    """
     name = scores["candidate"].iloc[0]
     for column, what, expected in (
         ("plan_digest", "fold plan", plan.digest),
@@ -199,22 +232,25 @@ def _accuracies(scores: pd.DataFrame, plan: FoldPlan) -> NDArray[np.float64]:
             )
     places = list(zip(scores["repeat"], scores["fold"], strict=True))
     every = [(r, f) for r in range(1, plan.repeats + 1) for f in range(1, plan.folds + 1)]
+    due = every[: stop.folds] if stop else every
     for repeat, fold in every:
-        if (times := places.count((repeat, fold))) != 1:
+        wanted = int((repeat, fold) in due)
+        if (times := places.count((repeat, fold))) != wanted:
             raise DataRefused(
                 f"{name} has {times} scores for repeat {repeat}, fold {fold} where it must have "
-                "one: run the same experiment again; finished folds are not trained anew."
+                f"{'one' if wanted else 'none'}: run the same experiment again; finished folds are "
+                "not trained anew."
             )
     by_place = scores.set_index(["repeat", "fold"])
-    n_scored = by_place["n_test"].loc[every].to_numpy(np.int64)
-    for (repeat, fold), scored in zip(every, n_scored, strict=True):
+    n_scored = by_place["n_test"].loc[due].to_numpy(np.int64)
+    for (repeat, fold), scored in zip(due, n_scored, strict=True):
         planned = len(plan.rows(repeat, fold)[1])
         if scored != planned:
             raise DataRefused(
                 f"{name} was scored on {scored} of {planned} rows in repeat {repeat}, fold {fold}: "
                 "a truncated fold proves nothing; run the same experiment again."
             )
-    return by_place["accuracy"].loc[every].to_numpy(np.float64)
+    return by_place["accuracy"].loc[due].to_numpy(np.float64)
 
 
 def _right(predictions: pa.Table, name: str, plan: FoldPlan) -> NDArray[np.bool_]:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
 from nightfold.history import History, Night
+from nightfold.racing import told
 from nightfold.statistics import (
     Interval,
     mean_over_repeats,
@@ -153,18 +154,19 @@ class RunFiles:
 
     @cached_property
     def verdicts(self) -> list[dict[str, Any]]:
-        """What is known of every pair, those about the best candidate first."""
+        """What is known of every pair, those about the best candidate first, stopped ones last."""
         table = self.table("verdicts").astype(object)
         rows: list[dict[str, Any]] = table.where(table.notna(), None).to_dict("records")  # type: ignore[assignment]
+        best = self.summary.best
         return sorted(
             rows,
-            key=lambda v: self.summary.best not in (v["candidate_a"], v["candidate_b"]),
+            key=lambda v: (best not in (v["candidate_a"], v["candidate_b"]), _is_stopped(v)),
         )
 
     @property
     def shown_verdicts(self) -> int:
         """How many of them are not folded away; all about the best candidate are there."""
-        return max(SHOWN_VERDICTS, len(self.summary.candidates) - 1)
+        return max(SHOWN_VERDICTS, len(self.summary.recipes) - 1)
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
@@ -289,6 +291,7 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
 
     summary, answers = run.summary, run.answers
     scores, histories = run.table("scores"), run.table("histories")
+    stopped = {facts.name for facts in summary.stopped}
     names = summary.dataset.class_names
     confusion = figures.confusion_matrix(answers.label, answers.predicted, names)
     reliability = figures.reliability_curve(reliability_curve(answers.label, answers.probabilities))
@@ -304,8 +307,10 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
                 "accuracy_boxes",
                 "Accuracy of every fold",
                 "Box: quartiles and median. Whiskers: farthest fold within 1.5 box widths. "
-                "Points: the folds.",
-                figures.accuracy_boxes(scores),
+                "Points: the folds."
+                # Whoever was stopped is far behind: all others would be one line beside it.
+                + (" Candidates that were stopped are left out." if summary.stopped else ""),
+                figures.accuracy_boxes(scores[~scores["candidate"].isin(stopped)]),
             )
         ],
         "curves": [
@@ -318,7 +323,7 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
                     histories[histories["candidate"] == candidate.name], candidate.name
                 ),
             )
-            for candidate in summary.candidates
+            for candidate in summary.recipes
         ],
         "confusion": [
             _picture(run, "confusion_matrix", "Confusion matrix", seen, confusion),
@@ -438,13 +443,15 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "outcome": outcome(summary),
         "headline": headline(summary),
         "folds": run.table("scores", columns).to_dict("records"),
+        "racing": told(summary.racing) if summary.racing else "",
+        "all_folds": summary.plan.folds * summary.plan.repeats,
         "verdicts": run.verdicts,
         "shown_verdicts": run.shown_verdicts,
         "checks": checks,
         "failed": sorted((c for c in checks if not c.passed), key=_by_severity),
         # Only of the data that the recipe was published with there are scores to expect.
         "fewer_epochs": summary.dataset.name == "mnist"
-        and max(c.epochs for c in summary.candidates) < TUTORIAL_EPOCHS,
+        and max(c.epochs for c in summary.recipes) < TUTORIAL_EPOCHS,
         "tutorial_epochs": TUTORIAL_EPOCHS,
         "interval": run.answers.interval,
         "mixed_up": run.answers.mixed_up(summary.dataset.class_names),
@@ -452,6 +459,10 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "nights": run.nights,
         "left_out": len(run.history.left_out),
     }
+
+
+def _is_stopped(verdict: Mapping[str, Any]) -> bool:
+    return bool(verdict["verdict"] == "stopped")
 
 
 def _by_severity(check: Check) -> int:
@@ -472,7 +483,7 @@ def headline(summary: Summary) -> str:
         became of the champion.
     """
     best = next(c for c in summary.candidates if c.name == summary.best)
-    n = sum(facts.name != summary.guest for facts in summary.candidates)
+    n = sum(facts.name != summary.guest for facts in summary.recipes)
     scored = f"{100 * best.accuracy_mean:.3f} % accuracy in cross-validation"
     place = f"with {scored}" if n == 1 else f"best of {n} candidates with {scored}"
     if summary.final is None:
@@ -557,6 +568,14 @@ def _show_in_prefect(run: RunFiles) -> None:
             "n": facts.n,
         }
         for facts in run.summary.candidates
+    ] + [
+        {
+            "candidate": facts.name,
+            "mean accuracy (%)": "stopped",
+            "standard deviation (points)": "",
+            "n": facts.n,
+        }
+        for facts in run.summary.stopped
     ]
     # The report is on the disk already: a server that is away must not fail the run.
     with suppress(Exception):

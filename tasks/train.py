@@ -58,9 +58,16 @@ def train(job: FoldJob) -> FoldHandle:
     return handle
 
 
-def map_folds(
-    runner: TaskRunner[Any], jobs: list[FoldJob], run_folder: Path
-) -> list[PrefectFuture[FoldHandle]]:
+def announce(jobs: list[FoldJob], run_folder: Path) -> None:
+    """Write ``jobs.json``, so that anyone can watch the progress of a run's folds."""
+    watch = [
+        {"label": job.label, "folder": str(job.folder), "epochs": job.candidate.total_epochs}
+        for job in jobs
+    ]
+    write_json(run_folder / "jobs.json", watch)
+
+
+def map_folds(runner: TaskRunner[Any], jobs: list[FoldJob]) -> list[PrefectFuture[FoldHandle]]:
     """Submit every fold to a started task runner.
 
     A fold whose result is intact on disk may come from Prefect's cache; any other is trained,
@@ -71,19 +78,12 @@ def map_folds(
     runner : TaskRunner
     jobs : list of FoldJob
         In the order of the plan; the longest are started first.
-    run_folder : Path
-        ``jobs.json`` goes there, so that anyone can watch the folds' progress.
 
     Returns
     -------
     list of PrefectFuture
         In the order of `jobs`.
     """
-    watch = [
-        {"label": job.label, "folder": str(job.folder), "epochs": job.candidate.total_epochs}
-        for job in jobs
-    ]
-    write_json(run_folder / "jobs.json", watch)
     futures: dict[str, PrefectFuture[FoldHandle]] = {}
     for job in longest_first(jobs):
         # Tags belong to the task: a process pool keeps the context of its first submission. And a
@@ -91,8 +91,8 @@ def map_folds(
         step = train.with_options(
             tags=["train", f"candidate:{job.candidate.name}"], refresh_cache=job.done() is None
         )
-        futures[job.key] = runner.submit(step, {"job": job})
-    return [futures[job.key] for job in jobs]
+        futures[job.label] = runner.submit(step, {"job": job})
+    return [futures[job.label] for job in jobs]
 
 
 def longest_first(jobs: list[FoldJob]) -> list[FoldJob]:
@@ -127,8 +127,18 @@ def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
     return {digest: sum(each) / len(each) for digest, each in spent.items()}
 
 
-def collect_folds(futures: list[PrefectFuture[FoldHandle]]) -> list[FoldHandle]:
+def collect_folds(
+    futures: list[PrefectFuture[FoldHandle]], before: int = 0, total: int | None = None
+) -> list[FoldHandle]:
     """Wait for all folds, telling Prefect's progress artifact, and return their handles.
+
+    Parameters
+    ----------
+    futures : list of PrefectFuture
+    before : int
+        Folds that earlier rounds have left.
+    total : int, optional
+        Folds of all rounds; by default there is no other.
 
     Raises
     ------
@@ -139,7 +149,7 @@ def collect_folds(futures: list[PrefectFuture[FoldHandle]]) -> list[FoldHandle]:
         progress=0.0, key="folds", description="folds trained and scored"
     )
     assert isinstance(progress, UUID)
-    for n_done, future in enumerate(as_completed(list(futures)), start=1):
+    for n_done, future in enumerate(as_completed(list(futures)), start=before + 1):
         future.result()
-        update_progress_artifact(progress, progress=100 * n_done / len(futures))
+        update_progress_artifact(progress, progress=100 * n_done / (total or len(futures)))
     return [future.result() for future in futures]

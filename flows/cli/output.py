@@ -34,6 +34,8 @@ def show_outcome(summary: Summary, folder: Path) -> None:
             f"{facts.name:<16} Accuracy: mean={100 * facts.accuracy_mean:.3f} "
             f"std={100 * facts.accuracy_std:.3f}, n={facts.n}"
         )
+    for stopped in summary.stopped:
+        say(f"{stopped.name:<16} {stopped.reason}")
     if summary.final:
         final = summary.final
         say(

@@ -125,7 +125,7 @@ def test_the_nights_after_it_can_learn_from_it(night):
     assert told.champion == summary.final.version
     assert (told.champion_score.low, told.champion_score.high) == pytest.approx(interval[1:])
     digests = [facts.digest for facts in summary.candidates]
-    assert Earlier.read(store, summary.dataset.name).spread(*digests)[0] == "pair"
+    assert Earlier.read(store, summary.dataset.name).spread(*digests, n_test=300)[0] == "pair"
 
 
 def test_tables_have_the_declared_schemas_and_every_row(night):

@@ -8,8 +8,8 @@ import pytest
 from nightfold.experiment import Candidate, PlanChoice
 from nightfold.foldplan import FoldPlan
 from nightfold.gate import required_probability
-from nightfold.planner import ASSUMED_DISAGREEMENT, Earlier, Look, plan_ahead
-from nightfold.statistics import bayesian_correlated_t
+from nightfold.planner import ASSUMED_DISAGREEMENT, POWER, Earlier, Look, plan_ahead
+from nightfold.statistics import bayesian_correlated_t, detectable_difference
 from nightfold.store import Store
 
 FIRST = datetime(2026, 11, 20, 2, tzinfo=UTC)
@@ -105,7 +105,8 @@ def test_what_is_called_detectable_gets_the_verdict(store, night, digit_plan, di
 def test_more_repeats_cost_in_proportion_and_buy_ever_less(store, night, digit_plan):
     night(NEIGHBOUR, BAYES, seconds=6.0)
     outlook = look_ahead(store, digit_plan, NEIGHBOUR, BAYES)
-    # Two candidates, ten folds of six seconds, two at once: one minute for tonight's two repeats.
+    # Two candidates, ten folds of six seconds, two at once: one minute for tonight's two repeats,
+    # and nothing else, as the final model is fitted once however many repeats there are.
     assert [(e.repeats, e.folds, e.minutes) for e in outlook.efforts] == [
         (2, 10, pytest.approx(1)),
         (4, 20, pytest.approx(2)),
@@ -161,6 +162,31 @@ def test_folds_of_another_size_are_scaled_and_it_is_said(store, night, small_mni
     assert outlook.pairs[0].deviation == pytest.approx(known.deviation * np.sqrt(2))
     assert outlook.seconds["bayes"] == pytest.approx(6.0 * 540 / 480)
     assert "another size" in " ".join(outlook.notes)
+
+
+def test_fewer_and_larger_folds_detect_by_their_own_sizes(store, night, small_mnist, digit_plan):
+    """The spread falls with the rows scored, but two folds share more and are fewer."""
+    night(NEIGHBOUR, BAYES)
+    halves = FoldPlan.build(PlanChoice(folds=2, repeats=3), small_mnist)
+    (pair,) = look_ahead(store, halves, NEIGHBOUR, BAYES).pairs
+    (known,) = look_ahead(store, digit_plan, NEIGHBOUR, BAYES).pairs
+    assert pair.deviation == pytest.approx(known.deviation * np.sqrt(120 / 300))
+    asked = {"n_train": 300, "n_test": 300, "power": POWER, **RULE}
+    expected = detectable_difference(pair.deviation, 6, **asked)
+    assert pair.tonight.difference == pytest.approx(expected)
+
+
+def test_folds_of_tonights_size_tell_before_any_that_have_to_be_scaled(
+    store, night, small_mnist, digit_plan
+):
+    night(NEIGHBOUR, BAYES)
+    alone = look_ahead(store, digit_plan, NEIGHBOUR, BAYES)
+    night(NEIGHBOUR, BAYES, plan=FoldPlan.build(PlanChoice(folds=10), small_mnist))
+    after = look_ahead(store, digit_plan, NEIGHBOUR, BAYES)
+    assert after.pairs == alone.pairs
+    assert "another size" not in " ".join(after.notes)
+    (stranger,) = look_ahead(store, digit_plan, NEIGHBOUR, RIDGE).pairs
+    assert (stranger.basis, stranger.plans) == ("others", 1)
 
 
 def test_the_time_of_a_new_recipe_is_that_of_its_architecture(store, night, digit_plan):

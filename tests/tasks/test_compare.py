@@ -15,6 +15,7 @@ from nightfold.dataset import Dataset
 from nightfold.errors import DataRefused
 from nightfold.experiment import PlanChoice
 from nightfold.foldplan import FoldPlan
+from nightfold.racing import Stop
 from nightfold.store import sha256_file
 from nightfold.tables import SCORES, VERDICTS, build_table, predictions_schema, write_table
 from tasks.compare import VerdictsHandle, compare, compare_scores
@@ -194,6 +195,57 @@ def test_a_fold_that_counts_twice_is_refused(plan: FoldPlan) -> None:
     scores, predictions = drawn(plan, deep=[0.01] * 6)
     with pytest.raises(DataRefused, match=r"^baseline has 2 scores for repeat 1, fold 1"):
         compare_scores(pd.concat([scores, scores.iloc[:1]]), predictions, plan)
+
+
+STOPPED = Stop(candidate="deep", leader="baseline", folds=4, difference=0.001, bound=0.025)
+
+
+def without_last_folds(
+    plan: FoldPlan, scores: pd.DataFrame, predictions: pa.Table
+) -> tuple[pd.DataFrame, pa.Table]:
+    """Scores and predictions of which deep has the first four folds only."""
+    late = (scores["candidate"] == "deep") & (scores["repeat"] == 2) & (scores["fold"] > 1)
+    return scores[~late], predictions
+
+
+def test_a_pair_with_a_stopped_candidate_gets_no_number(plan: FoldPlan) -> None:
+    noise = [0.01, 0.02, 0.0, 0.01, 0.03, 0.0]
+    drawings = drawn(plan, deep=[-0.5] * 6, other=noise)
+    rows = compare_scores(*without_last_folds(plan, *drawings), plan, stops=(STOPPED,))
+    words = {(row["candidate_a"], row["candidate_b"]): row["verdict"] for row in rows}
+    assert words[("baseline", "other")] == "undecided"
+    assert words[("baseline", "deep")] == words[("deep", "other")] == "stopped"
+    for row in build_table(rows, VERDICTS).to_pylist():
+        if row["verdict"] != "stopped":
+            continue
+        known = {"run_id", "plan_digest", "candidate_a", "candidate_b", "metric", "n_pairs"}
+        known |= {"rope", "verdict", "sentence"}
+        assert {name for name, value in row.items() if value is not None} == known
+        assert row["n_pairs"] == 4
+        assert "deep was stopped after 4 folds by the racing rule" in row["sentence"]
+
+
+def test_a_stop_leaves_the_other_verdicts_as_they_are_but_for_holms_count(plan: FoldPlan) -> None:
+    noise = [0.01, 0.02, 0.0, 0.01, 0.03, 0.0]
+    drawings = drawn(plan, deep=[-0.5] * 6, other=noise)
+    (alone,) = compare_scores(*drawn(plan, other=noise), plan)
+    rows = compare_scores(*without_last_folds(plan, *drawings), plan, stops=(STOPPED,))
+    (same,) = [row for row in rows if row["verdict"] != "stopped"]
+    assert same.pop("p_holm") == pytest.approx(min(1, 3 * alone.pop("p_holm")))
+    assert same == alone
+
+
+def test_only_who_was_stopped_may_lack_folds_and_only_those_after_the_stop(plan: FoldPlan) -> None:
+    whole = drawn(plan, deep=[0.01] * 6)
+    short = without_last_folds(plan, *whole)
+    with pytest.raises(DataRefused, match=r"^deep has 0 scores for repeat 2, fold 2"):
+        compare_scores(*short, plan)
+    earlier = STOPPED.model_copy(update={"folds": 3})
+    with pytest.raises(DataRefused, match=r"deep has 1 scores for repeat 2, fold 1 .* have none"):
+        compare_scores(*short, plan, stops=(earlier,))
+    with pytest.raises(DataRefused, match=r"^deep has 0 scores for repeat 2, fold 2"):
+        later = STOPPED.model_copy(update={"folds": 5})
+        compare_scores(*short, plan, stops=(later,))
 
 
 def test_missing_predictions_are_refused_by_name(plan: FoldPlan) -> None:

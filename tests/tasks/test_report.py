@@ -13,7 +13,7 @@ import pytest
 
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import UsageError
-from nightfold.experiment import Candidate, load_experiment
+from nightfold.experiment import Candidate, RacingChoice, load_experiment
 from nightfold.gate import Comparison, Evidence, decide
 from nightfold.store import Store, sha256_file
 from nightfold.summary import (
@@ -34,7 +34,16 @@ from nightfold.tables import (
     write_table,
 )
 from nightfold.validation import Check, RowName, ValidationReport
-from tasks.report import Answers, ReportHandle, build_report, duration, headline, one_line, report
+from tasks.report import (
+    Answers,
+    ReportHandle,
+    RunFiles,
+    build_report,
+    duration,
+    headline,
+    one_line,
+    report,
+)
 
 RUN_ID = "20261121-020000-1a2b3c"
 CANDIDATES = {"baseline": 1.0, "deep": 0.001}
@@ -474,6 +483,43 @@ def test_the_decision_names_the_class_that_was_lost(
 def test_the_posterior_of_every_verdict_is_drawn(usual: Path, page: str) -> None:
     assert (usual / "figures" / "posteriors.png").exists()
     assert "deep against baseline: worse" in Page(page).text
+
+
+def test_a_stopped_candidate_is_named_and_has_no_score(
+    splits: tuple[Split, Split], tmp_path: Path
+) -> None:
+    builder = RunBuilder(tmp_path, splits, candidates={**CANDIDATES, "lost": 10.0})
+    folder = builder.write()
+    *scored, lost = Summary.read(folder).candidates
+    gone = {"accuracy_mean", "accuracy_std", "accuracy_low", "accuracy_high", "log_loss_mean"}
+    why = "stopped after 3 folds by the racing rule"
+    stopped = {**lost.model_dump(exclude=gone), "n": 3, "reason": why}
+    rule = RacingChoice(min_folds=3, probability=0.05, difference=0.001)
+    best = max(scored, key=lambda facts: facts.accuracy_mean).name
+    builder.summary(candidates=scored, stopped=[stopped], racing=rule, best=best).write(folder)
+    for name, schema in (("scores", SCORES), ("histories", HISTORIES)):
+        kept = [r for r in builder.tables[name] if r["candidate"] != "lost" or r["fold"] <= 3]
+        write_table(folder / f"{name}.parquet", build_table(kept, schema), name=name)
+    columns = ("run_id", "plan_digest", "candidate_a", "candidate_b", "metric", "n_pairs")
+    verdicts = [
+        {**{c: row[c] for c in columns}, "verdict": "stopped", "sentence": f"lost was {why}."}
+        if row["candidate_b"] == "lost"
+        else row
+        for row in builder.tables["verdicts"]
+    ]
+    write_table(folder / "verdicts.parquet", build_table(verdicts, VERDICTS), name="verdicts")
+    build_report(folder)
+    page = Page((folder / "report.html").read_text()).text.replace("\N{NO-BREAK SPACE}", " ")
+    markdown = (folder / "report.md").read_text()
+    for text in (page, markdown):
+        assert "best of 3 candidates" in text
+        assert "after 3 of 5 folds" in text
+        assert "Racing, declared before the run: after 3 folds of every candidate" in text
+        assert f"{100 * lost.accuracy_mean:.3f}" not in text
+    assert "Accuracy: mean" not in page[page.index("lost stopped") : page.index("Racing, declared")]
+    order = [verdict["verdict"] for verdict in RunFiles(folder).verdicts]
+    assert order.index("stopped") == len(order) - 2
+    assert "Candidates that were stopped are left out." in page
 
 
 def test_a_guest_is_not_counted_among_the_candidates(usual: Path) -> None:

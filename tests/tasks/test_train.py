@@ -9,7 +9,7 @@ from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldJob
 from nightfold.scaling import Scaler
 from nightfold.store import Store
-from tasks.train import longest_first, seconds_before
+from tasks.train import longest_first, map_folds, seconds_before
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
@@ -77,3 +77,15 @@ def test_only_the_last_days_count(tmp_path):
     remember(tmp_path, "2026-01-02", short=2.0)
     remember(tmp_path, "2026-01-03", short=4.0)
     assert seconds_before(Store(tmp_path).scores, nights=2) == {SHORT.digest: 3.0}
+
+
+class Written:
+    """Takes folds as a task runner does, and only writes down which."""
+
+    def submit(self, _step, parameters):
+        return parameters["job"].label
+
+
+def test_one_recipe_under_two_names_has_folds_under_both(tmp_path):
+    asked = jobs(tmp_path, SHORT, LONG, SHORT.model_copy(update={"name": "twin"}))
+    assert map_folds(Written(), asked) == [job.label for job in asked]
