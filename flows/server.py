@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -61,8 +62,10 @@ class Server:
 
     @property
     def _last_words(self) -> str:
+        """The last error it has written, without where in the code it came up."""
         self.output.seek(0)
-        return self.output.read().decode(errors="replace").strip().rpartition("\n")[2]
+        lines = self.output.read().decode(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), "")
 
     def stop(self) -> None:
         """End the server in order."""

@@ -151,7 +151,6 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path):
         [
             Path(sys.executable).with_name("nightfold"),
             "evaluate",
-            "digits",
             "--artifacts",
             str(tmp_path / "artifacts"),
         ],
@@ -165,4 +164,5 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path):
     )
     assert done.returncode == 1
     assert "PREFECT_HOME" in done.stderr
+    assert "Not a directory" in done.stderr or "unable to open database" in done.stderr
     assert "Traceback" not in done.stderr
