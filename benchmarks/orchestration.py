@@ -20,7 +20,8 @@ FULL_EPOCHS = 10
 PARTS = {
     "before": "before the first fold: imports, Prefect's server, ingest, validation, scalers",
     "in_folds": "in folds beside epochs: building, tracing, scoring, writing",
-    "between": "of a worker beside folds: a late start, dispatch",
+    "late": "a worker that still loads TensorFlow while another trains",
+    "between": "of a worker between folds: dispatch",
     "idle": "a core idle at the end, while the last fold runs",
     "after": "after the last fold: tables, comparison, report",
 }
@@ -40,6 +41,7 @@ def take_apart(night: Night, workers: int) -> dict[str, float]:
     # The last folds to end are, one each, the last of every worker.
     last = ends.nlargest(min(workers, len(ends)))
     idle = (ends.max() - last).dt.total_seconds().sum()
+    late = _late(starts, ends, workers)
     before = float((starts.min() - pd.Timestamp(night.started)).total_seconds())
     return {
         "seconds": night.seconds,
@@ -47,13 +49,26 @@ def take_apart(night: Night, workers: int) -> dict[str, float]:
         "overhead": night.seconds - trained / workers,
         "before": before,
         "in_folds": (occupied - trained) / workers,
-        "between": (workers * span - occupied - idle) / workers,
+        "late": late / workers,
+        "between": (workers * span - occupied - idle - late) / workers,
         "idle": idle / workers,
         "after": night.seconds - before - span,
-        "per_fold": (workers * span - trained - idle) / len(scores),
+        "per_fold": (workers * span - trained - idle - late) / len(scores),
         "first_step": night.first_step,
         "folds": len(scores),
     }
+
+
+def _late(starts: pd.Series, ends: pd.Series, workers: int) -> float:
+    """Seconds, summed over workers, from the first start until each trains.
+
+    The j-th worker has started when j folds first ran at once.
+    """
+    running = [((starts <= start) & (ends > start)).sum() for start in starts]
+    firsts = [
+        min(starts[[n >= j for n in running]], default=ends.max()) for j in range(1, workers + 1)
+    ]
+    return float(sum((first - starts.min()).total_seconds() for first in firsts))
 
 
 def main(
