@@ -16,7 +16,7 @@ from nightfold.errors import NightfoldError
 from nightfold.foldresult import FoldJob
 from nightfold.store import Store
 from tasks.scale import scale
-from tasks.train import collect_folds, map_folds
+from tasks.train import announce, collect_folds, map_folds
 
 
 @flow(
@@ -43,7 +43,8 @@ def diff(
         chosen = question.affordable(minutes, workers)
         with make_runner(settings.runner, workers, settings.address) as runner:
             jobs = [job for corner in chosen for job in jobs_of(corner, store, question.folder)]
-            collect_folds(map_folds(runner, jobs, question.folder))
+            announce(jobs, question.folder)
+            collect_folds(map_folds(runner, jobs))
         difference = question.answer(minutes, workers, chosen)
         difference.write(store.run(run_b))
         return difference

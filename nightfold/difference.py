@@ -627,7 +627,7 @@ class Question:
             )
         if a.candidate.name != b.candidate.name:
             yield (
-                f"Night A has no candidate {b.candidate.name}, so its best, {a.candidate.name}, "
+                f"Night A has no score of {b.candidate.name}, so its best, {a.candidate.name}, "
                 "stands for it."
             )
 

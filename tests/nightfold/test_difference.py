@@ -357,7 +357,7 @@ def test_a_candidate_under_another_name_stands_for_it_and_is_named(store, night,
     night(accuracies[1], of=experiment(FAST.model_copy(update={"name": "new"})))
     found = answer(Question.read(store))
     assert (found.a.candidate, found.b.candidate) == ("dense", "new")
-    assert "Night A has no candidate new" in found.notes[0]
+    assert "Night A has no score of new" in found.notes[0]
     with pytest.raises(UsageError, match="no candidate 'new'"):
         Question.read(store, candidate="new")
 
