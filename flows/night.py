@@ -19,6 +19,7 @@ from prefect.task_runners import TaskRunner
 from flows.settings import Settings
 from nightfold import __version__
 from nightfold.dataset import DatasetHandle
+from nightfold.difference import Record
 from nightfold.errors import NightfoldError
 from nightfold.experiment import Candidate, Experiment
 from nightfold.finaljob import FinalJob
@@ -297,6 +298,7 @@ def publish(
 ) -> Summary:
     """Write the summary and the report, then point ``latest.json`` to the run."""
     dataset, plan = scored.data.dataset.open(), scored.data.experiment.plan
+    Record.of(scored.data.experiment).write(run.folder)
     summary = Summary(
         run_id=run.run_id,
         flow=run.flow,

@@ -143,21 +143,20 @@ class FoldJob(BaseModel):
     @cached_property
     def key(self) -> str:
         """sha256 of everything that decides the numbers, versions included."""
-        return result_key(
+        return fold_key(
             self.candidate,
             self.dataset.digest,
-            {
-                "plan": self.plan.repeat_digests[self.repeat - 1],
-                "repeat": self.repeat,
-                "fold": self.fold,
-                "seed": self.seed,
-            },
+            self.plan,
+            self.repeat,
+            self.fold,
+            self.seed,
+            code_behind(self.candidate),
         )
 
     @property
     def folder(self) -> Path:
         """Where checkpoint, progress and result are."""
-        return Store(self.artifacts).folds / self.key[:32]
+        return folder_of(Store(self.artifacts), self.key)
 
     @property
     def place(self) -> int:
@@ -264,18 +263,58 @@ class FoldJob(BaseModel):
         write_json(self.folder / "result.json", json.loads(result.model_dump_json()))
 
 
-def result_key(candidate: Candidate, dataset_digest: str, rest: dict[str, str | int]) -> str:
-    """sha256 of everything that decides what training gives, versions of code included."""
+def code_versions() -> dict[str, str | int]:
+    """Versions of all code that decides numbers, as they are part of every key."""
+    return {
+        "engine": ENGINE,
+        "code": __version__,
+        "tensorflow": version("tensorflow"),
+        "keras": version("keras"),
+    }
+
+
+def code_behind(candidate: Candidate) -> dict[str, str | int]:
+    """Those versions, and the digest of the source of an architecture that is the user's own."""
+    return {"architecture_source": fingerprint(candidate.architecture), **code_versions()}
+
+
+def fold_key(
+    candidate: Candidate,
+    dataset_digest: str,
+    plan: PlanHandle,
+    repeat: int,
+    fold: int,
+    seed: int,
+    code: dict[str, str | int],
+) -> str:
+    """Key of one fold's result under `code`, which need not be that of today."""
+    place: dict[str, str | int] = {
+        "plan": plan.repeat_digests[repeat - 1],
+        "repeat": repeat,
+        "fold": fold,
+        "seed": seed,
+    }
+    return result_key(candidate, dataset_digest, place, code)
+
+
+def folder_of(store: Store, key: str) -> Path:
+    """Folder of the fold result called `key`."""
+    return store.folds / key[:32]
+
+
+def result_key(
+    candidate: Candidate,
+    dataset_digest: str,
+    rest: dict[str, str | int],
+    code: dict[str, str | int] | None = None,
+) -> str:
+    """sha256 of everything that decides what training gives; `code` is today's if left out."""
     return sha256_json(
         {
             "candidate": candidate.digest,
-            "architecture_source": fingerprint(candidate.architecture),
             "dataset": dataset_digest,
             **rest,
-            "engine": ENGINE,
-            "code": __version__,
-            "tensorflow": version("tensorflow"),
-            "keras": version("keras"),
+            **(code_behind(candidate) if code is None else code),
         }
     )
 

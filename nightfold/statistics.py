@@ -286,6 +286,59 @@ def corrected_resampled_t(differences: Floats, *, n_train: float, n_test: float)
     return CorrectedT(mean, statistic, p, mean - half, mean + half)
 
 
+def corrected_unpaired_t(
+    a: Floats,
+    b: Floats,
+    *,
+    n_train: tuple[float, float],
+    n_test: tuple[float, float],
+) -> CorrectedT:
+    r"""Welch's t-test of two cross-validated scores of different rows, each mean corrected.
+
+    .. math:: t = \frac{m_b - m_a}{\sqrt{v_a + v_b}}, \quad
+              v = (1/J + n_{test}/n_{train})\, s^2, \quad
+              \nu = \frac{(v_a + v_b)^2}{v_a^2 / (J_a - 1) + v_b^2 / (J_b - 1)}
+
+    with J, m and s the number, mean and sample standard deviation (ddof=1) of the scores of one
+    side. It takes the two sides as independent, so rows that both share make it wider than need
+    be. Where neither side has spread it answers as `corrected_resampled_t`.
+
+    Parameters
+    ----------
+    a, b : ndarray of float, shape (J_a,) and (J_b,)
+        Scores, one a fold and repeat; at least two on either side.
+    n_train, n_test : tuple of float
+        Rows trained on and rows scored in a fold, of a and of b.
+
+    Raises
+    ------
+    ValueError
+        If a side has fewer than two scores.
+
+    References
+    ----------
+    Nadeau and Bengio (2003), see `corrected_resampled_t`; Welch, B. L. (1947). The generalization
+    of 'Student's' problem when several different population variances are involved. Biometrika 34,
+    28-35.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    sides = [
+        _location_and_scale(scores, *sizes)
+        for scores, *sizes in zip((a, b), n_train, n_test, strict=True)
+    ]
+    (mean_a, error_a, freedom_a), (mean_b, error_b, freedom_b) = sides
+    mean, variance = mean_b - mean_a, error_a**2 + error_b**2
+    if not variance:
+        constant = mean if abs(mean) > NO_SPREAD else 0.0
+        return CorrectedT(constant, *((None,) * 4 if constant else (0.0, 1.0, 0.0, 0.0)))
+    freedom = variance**2 / (error_a**4 / freedom_a + error_b**4 / freedom_b)
+    scale = float(np.sqrt(variance))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * scale
+    p = 2 * float(stdtr(freedom, -abs(mean / scale)))
+    return CorrectedT(mean, mean / scale, p, mean - half, mean + half)
+
+
 class CorrelatedPosterior(NamedTuple):
     """Outcome of `bayesian_correlated_t`.
 

@@ -83,9 +83,9 @@ def _run(name: str, settings: Settings) -> Summary:
                 from flows.evaluate import evaluate as flow
             state = flow(settings, return_state=True)
     except KeyboardInterrupt:
-        _stopped("interrupted", 130)
+        stopped("interrupted", 130)
     except SystemExit:  # how the command's own handler answers SIGTERM
-        _stopped("terminated", 143)
+        stopped("terminated", 143)
     finally:
         if runners := sys.modules.get("flows.runners"):
             runners.discard_ahead()
@@ -94,6 +94,7 @@ def _run(name: str, settings: Settings) -> Summary:
     return summary
 
 
-def _stopped(how: str, exit_code: int) -> NoReturn:
+def stopped(how: str, exit_code: int) -> NoReturn:
+    """End the command as a signal asked for; what is trained stays."""
     tell(f"nightfold: {how}; the same command goes on behind the last finished epoch.")
     sys.exit(exit_code)

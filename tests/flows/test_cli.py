@@ -55,7 +55,8 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["ingest", "validate", "evaluate", "retrain", "plan", "history", "predict", "report"]
+    "command",
+    ["ingest", "validate", "evaluate", "retrain", "plan", "history", "diff", "predict", "report"],
 )
 def test_every_command_explains_itself_with_an_example(command):
     done = run(command, "--help")
@@ -78,6 +79,8 @@ def test_every_command_explains_itself_with_an_example(command):
         (["ingest", "ftp:somewhere"], ["ftp", "folder"]),
         (["ingest", "mnist", "--size", "huge"], ["--size", "32x32"]),
         (["report", "no-such-run"], ["no-such-run"]),
+        (["diff", "one", "no-such-run"], ["no-such-run"]),
+        (["diff", "--minutes", "nan"], ["--minutes"]),
         (["models", "rollback"], ["nightfold"]),
         (["predict", "no-such.png"], ["no-such.png"]),
         (["predict", "README.md", "--model", "v9"], ["v9"]),

@@ -164,6 +164,33 @@ def test_the_correction_widens_the_interval() -> None:
     assert corrected.p > plain.p
 
 
+UNPAIRED = {"n_train": (80, 60), "n_test": (20, 30)}
+
+
+def test_without_correction_unpaired_scores_get_welch_test() -> None:
+    a, b = np.array([0.91, 0.93, 0.92]), np.array([0.94, 0.97, 0.93, 0.95, 0.99])
+    found = statistics.corrected_unpaired_t(a, b, n_train=(80, 80), n_test=(0, 0))
+    reference = stats.ttest_ind(b, a, equal_var=False)
+    interval = reference.confidence_interval(0.95)
+    assert found.mean == pytest.approx(b.mean() - a.mean())
+    assert (found.t, found.p) == pytest.approx((reference.statistic, reference.pvalue))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_each_side_of_unpaired_scores_is_corrected_by_its_own_folds() -> None:
+    # s2 = 1 on both sides: v = 1/3 + 20/80 and 1/3 + 30/60.
+    a, b = np.array([1.0, 2.0, 3.0]), np.array([5.0, 6.0, 7.0])
+    found = statistics.corrected_unpaired_t(a, b, **UNPAIRED)
+    assert found.t == pytest.approx(4 / np.sqrt(1 / 3 + 1 / 4 + 1 / 3 + 1 / 2))
+
+
+def test_unpaired_scores_without_spread_prove_nothing() -> None:
+    same, more = np.full(3, 0.3), np.full(4, 0.1 + 0.2)
+    assert statistics.corrected_unpaired_t(same, more, **UNPAIRED) == (0, 0, 1, 0, 0)
+    test = statistics.corrected_unpaired_t(same, more + 0.1, **UNPAIRED)
+    assert test == (pytest.approx(0.1), None, None, None, None)
+
+
 def test_bayesian_posterior_agrees_with_direct_integration() -> None:
     k, rope = 5, 0.001
     rho, degrees = 1 / k, len(DIFFERENCES) - 1

@@ -1,0 +1,75 @@
+"""Take the change of a score between two runs apart: train the corners that are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.night import refuse
+from flows.runners import make_runner
+from flows.settings import DEFAULTS, Settings
+from nightfold.difference import Corner, Difference, Question
+from nightfold.errors import NightfoldError
+from nightfold.foldresult import FoldJob
+from nightfold.store import Store
+from tasks.scale import scale
+from tasks.train import announce, collect_folds, map_folds
+
+
+@flow(
+    name="diff",
+    flow_run_name="diff {run_a} {run_b}",
+    retries=2,
+    retry_delay_seconds=1,
+    description=__doc__,
+)
+def diff(
+    run_a: str,
+    run_b: str,
+    candidate: str | None = None,
+    minutes: float = 30,
+    settings: Settings = DEFAULTS,
+) -> Difference | State[Any]:
+    """Train what fits into `minutes`, then answer; retried as `evaluate` is.
+
+    Of the settings only those that say where folds run and where artifacts are have an effect.
+    """
+    try:
+        store, workers = Store(settings.artifacts), settings.n_workers
+        question = Question.read(store, run_a, run_b, candidate)
+        chosen = question.affordable(minutes, workers)
+        with make_runner(settings.runner, workers, settings.address) as runner:
+            jobs = [job for corner in chosen for job in jobs_of(corner, store, question.folder)]
+            announce(jobs, question.folder)
+            collect_folds(map_folds(runner, jobs))
+        difference = question.answer(minutes, workers, chosen)
+        difference.write(store.run(run_b))
+        return difference
+    except NightfoldError as error:
+        return refuse(error)
+
+
+def jobs_of(corner: Corner, store: Store, folder: Path) -> list[FoldJob]:
+    """Every fold of a corner, on rows that are verified to be those of its night."""
+    dataset, plan = corner.data.dataset, corner.data.plan
+    dataset.open().verify()
+    scaling = corner.recipe.scaling
+    scalers = scale(dataset, plan, [scaling], str(folder / corner.letters))
+    name = f"{corner.letters}.{corner.recipe.name}"[:64]
+    return [
+        FoldJob(
+            candidate=corner.recipe.model_copy(update={"name": name}),
+            dataset=dataset,
+            plan=plan,
+            scaler=scalers.of(scaling, repeat, fold),
+            repeat=repeat,
+            fold=fold,
+            seed=corner.seed_value,
+            artifacts=str(store.root),
+        )
+        for repeat in range(1, plan.repeats + 1)
+        for fold in range(1, plan.folds + 1)
+    ]
