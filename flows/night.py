@@ -17,7 +17,7 @@ from prefect.states import Failed
 from prefect.task_runners import TaskRunner
 
 from flows.settings import Settings
-from nightfold import __version__
+from nightfold import __version__, signature
 from nightfold.dataset import DatasetHandle
 from nightfold.difference import Record
 from nightfold.errors import NightfoldError
@@ -67,6 +67,8 @@ class Run:
 
         The name comes from Prefect's flow run, so a retry of the flow continues the same run.
         """
+        if flow == "retrain":
+            signature.check_settings()
         started_at = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
         run_id = settings.run_id or (
             f"{started_at:%Y%m%d-%H%M%S}-{str(runtime.flow_run.id or '').replace('-', '')[:6]}"

@@ -80,7 +80,7 @@ def predict(folder: str, model: str, artifacts: str, run_folder: str, run_id: st
         If the model's bundle is incomplete or altered.
     """
     paths = images_below(Path(folder))
-    bundle = Bundle.load(Registry(Store(artifacts)).resolve(model))
+    bundle = Registry(Store(artifacts)).load(model)
     done = classify_folder(paths, bundle, Path(run_folder) / "classified.parquet", run_id)
     get_run_logger().info(
         "%d images classified by %s, %d unreadable", done.n_images, done.model, done.n_errors

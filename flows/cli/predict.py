@@ -39,12 +39,11 @@ def predict(
     for path in images:
         if not path.exists():
             raise UsageError(f"There is no image {path}: check the path.")
-    from nightfold.bundle import Bundle
     from nightfold.prediction import classify
     from nightfold.registry import Registry
     from nightfold.store import Store
 
-    bundle = Bundle.load(Registry(Store(artifacts)).resolve(model))
+    bundle = Registry(Store(artifacts)).load(model)
     results = classify(images, bundle)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
