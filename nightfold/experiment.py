@@ -174,6 +174,17 @@ class DatasetChoice(Declared):
     holdout_seed: int = Field(1, ge=0)
     limit: int | None = Field(None, ge=1, description="rows of each split, after a seeded shuffle")
 
+    @field_validator("source")
+    @classmethod
+    def _source_is_local(cls, source: str) -> str:
+        if "://" in source:
+            # Not repeated: it may hold a password, and this sentence ends up in logs.
+            raise UsageError(
+                "The source of the data set is a remote address (it has '://'): download the data "
+                "and give its local path; an address with a password would be kept with every run."
+            )
+        return source
+
 
 class PlanChoice(Declared):
     """How rows are assigned to folds."""

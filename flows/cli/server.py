@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ def prepare_prefect(workers: int = 0) -> None:
     for name, value in {
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Its default lets every web page in that is open on this machine.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "DO_NOT_TRACK": "1",
     }.items():
@@ -71,6 +74,7 @@ def _knock(url: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
 
+    url = re.sub("//[^/@]*@", "//", url)  # a password is not for the screen
     try:
         with get_client(sync_client=True) as client:
             client.api_version()

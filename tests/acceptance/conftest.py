@@ -86,7 +86,13 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory, free_port):
+def server_settings():
+    """Settings of the bench's server, and of whatever is started on it; for a file to override."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, free_port, server_settings):
     """A bench with a Prefect server on it; clients in this process talk to that server, too."""
     port = free_port()
     api_url = f"http://127.0.0.1:{port}/api"
@@ -99,6 +105,7 @@ def bench(tmp_path_factory, free_port):
         # Only how soon the server and the worker look for work, so that the tests are short.
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        **server_settings,
     }
     bench = Bench(tmp_path_factory.mktemp("logs"), env)
 
@@ -109,6 +116,6 @@ def bench(tmp_path_factory, free_port):
             return False
 
     with bench.running, temporary_settings({PREFECT_API_URL: api_url}):
-        bench.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        bench.start("prefect", "server", "start", "--port", str(port))
         bench.wait_until(answers, "the server")
         yield bench
