@@ -18,7 +18,7 @@ from tasks.predict import predict as classify_folder
     name="predict",
     flow_run_name="predict {folder}",
     description=__doc__,
-    result_serializer="json",
+    persist_result=False,
 )
 def predict(
     folder: str,

@@ -53,7 +53,7 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
         table.add_row(
             "*" if v.champion else "",
             v.version,
-            str(v.manifest.candidate["name"]),
+            str(v.manifest.candidate.get("name", "")),
             v.manifest.dataset,
             f"{100 * v.manifest.cross_validated.mean:.3f} %",
             f"{100 * v.manifest.holdout.accuracy:.3f} %",

@@ -1,5 +1,6 @@
 """A bundle is whole, unaltered and still the same model, or it is refused with a sentence."""
 
+import importlib
 import json
 import os
 import shutil
@@ -322,6 +323,38 @@ def test_a_registered_layer_of_the_users_own_is_welcome(small_mnist, tmp_path, f
     golden = np.asarray(small_mnist.test.images[:4])
     handle = seal(keras.Model(images, answer), tmp_path, facts, golden)
     assert Bundle.load(handle.path).predict(golden).shape == (4, 10)
+
+
+def test_an_own_layer_is_imported_because_its_user_says_so_and_not_because_a_bundle_does(
+    small_mnist, tmp_path, facts, monkeypatch
+):
+    backend.start()
+    import keras
+
+    (tmp_path / "own_layers.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('own')\n"
+        "class Thirding(keras.layers.Layer):\n"
+        "    def call(self, x):\n"
+        "        return x / 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    images = keras.Input((28, 28, 1), dtype="uint8")
+    scaled = importlib.import_module("own_layers").Thirding()(keras.layers.Rescaling(1.0)(images))
+    answer = keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(scaled))
+    golden = np.asarray(small_mnist.test.images[:4])
+    handle = seal(keras.Model(images, answer), tmp_path / "models", facts, golden)
+    # As in another process, which has not built the network.
+    keras.saving.get_custom_objects().pop("own>Thirding")
+    monkeypatch.delitem(sys.modules, "own_layers")
+    with pytest.raises(BundleRefused, match=r"'own>Thirding', which nobody here has registered"):
+        Bundle.load(handle.path)
+    assert "own_layers" not in sys.modules
+    monkeypatch.setenv("NIGHTFOLD_MODULES", "own_layers")
+    assert Bundle.load(handle.path).predict(golden).shape == (4, 10)
+    monkeypatch.setenv("NIGHTFOLD_MODULES", "own_layers, no_such_module")
+    with pytest.raises(UsageError, match="'no_such_module' of NIGHTFOLD_MODULES"):
+        Bundle.load(handle.path)
 
 
 def test_a_diverged_model_is_never_sealed(model, small_mnist, tmp_path, facts):
