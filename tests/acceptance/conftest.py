@@ -114,7 +114,7 @@ def _serving(tmp_path_factory, port, **server):
 
     with bench.running, temporary_settings({PREFECT_API_URL: api_url}):
         bench.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        bench.wait_until(answers, "the server")
+        bench.wait_until(answers, "the server", 300)
         yield bench
 
 
