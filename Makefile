@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast lint format lock clean
+.PHONY: help setup run test fast load lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ test: setup ## lint, types, import contract and all tests with coverage
 
 fast: setup ## the tests that need no training and no server
 	$(BIN)/pytest -m "not slow" --no-cov
+
+load: setup ## the full load on PostgreSQL, and a night that is lost with its machine (an hour)
+	NIGHTFOLD_LOAD=full $(BIN)/pytest --no-cov -s --timeout 0 tests/acceptance/test_load.py tests/acceptance/test_automations.py
 
 format: setup ## format the code
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ from prefect.client.schemas.objects import FlowRunPolicy, State
 from prefect.states import Failed
 from prefect.task_runners import TaskRunner
 
+from flows import logs
 from flows.settings import Settings
 from nightfold import __version__, signature
 from nightfold.dataset import DatasetHandle
@@ -26,10 +27,12 @@ from nightfold.finaljob import FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.racing import Race, Stop
+from nightfold.runlog import RunLog
 from nightfold.store import Store, write_json
 from nightfold.summary import (
     CandidateFacts,
     DatasetFacts,
+    DiskFacts,
     FinalFacts,
     PlanFacts,
     PromotionFacts,
@@ -82,12 +85,18 @@ class Run:
             started_at=datetime.now(UTC),
         )
         run.folder.mkdir(parents=True, exist_ok=True)
+        logs.keep(run.log)
         return run
 
     @property
     def folder(self) -> Path:
         """The run's folder under the artifacts."""
         return self.store.run(self.run_id)
+
+    @property
+    def log(self) -> RunLog:
+        """Where the flow and its folds leave their lines."""
+        return RunLog(folder=str(self.folder), flow_run_id=runtime.flow_run.id)
 
     @property
     def artifacts(self) -> str:
@@ -126,6 +135,7 @@ class Prepared:
                 fold=fold,
                 seed=run.experiment.seed,
                 artifacts=run.artifacts,
+                log=run.log,
             )
             for candidate in self.experiment.candidates
             for repeat in range(1, self.plan.repeats + 1)
@@ -154,6 +164,7 @@ class Prepared:
             run_id=run.run_id,
             artifacts=run.artifacts,
             h5=run.settings.h5,
+            log=run.log,
         )
 
 
@@ -342,6 +353,7 @@ def publish(
         guest=scored.guest,
         final=final,
         promotion=promotion,
+        disk=DiskFacts.of(run.store),
     )
     summary.write(run.folder)
     report(str(run.folder))

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from nightfold import __version__
 from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
+from nightfold.runlog import RunLog
 from nightfold.scaling import Scaler
 from nightfold.store import Store, atomic_file, sha256_file, sha256_json, write_json
 from nightfold.training import ENGINE, Epoch
@@ -121,6 +123,8 @@ class FoldJob(BaseModel):
     seed : int
         The experiment's; every fold derives its own from it, equal for all candidates so that
         they are compared on equal terms.
+    log : RunLog, optional
+        Of the run that trains it; decides nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -133,6 +137,7 @@ class FoldJob(BaseModel):
     fold: int
     seed: int
     artifacts: str
+    log: RunLog | None = None
 
     @property
     def fold_seed(self) -> int:
@@ -192,10 +197,21 @@ class FoldJob(BaseModel):
         FoldHandle
             Of a result that is completely written.
         """
+        if (handle := self.done()) is not None:
+            self._tell("fold was there already", accuracy=handle.accuracy)
+            return handle
+        self._tell("fold started")
+        try:
+            handle = self._train()
+        except Exception as error:
+            self._tell("fold failed", level="ERROR", error=f"{type(error).__name__}: {error}")
+            raise
+        self._tell("fold finished", accuracy=handle.accuracy, train_seconds=handle.train_seconds)
+        return handle
+
+    def _train(self) -> FoldHandle:
         from nightfold.training import checkpoint_of, train
 
-        if (handle := self.done()) is not None:
-            return handle
         started_at = datetime.now(UTC)
         dataset = self.dataset.open()
         plan = self.plan.open()
@@ -245,6 +261,20 @@ class FoldJob(BaseModel):
 
     def _tell_progress(self, epoch: Epoch) -> None:
         write_json(self.folder / "progress.json", epoch.model_dump(mode="json"))
+        self._tell("epoch finished", **epoch.model_dump(mode="json"))
+
+    def _tell(self, message: str, level: str = "INFO", **figures: Any) -> None:
+        if self.log is None:
+            return
+        self.log.write(
+            message,
+            level=level,
+            task=f"train {self.label}",
+            candidate=self.candidate.name,
+            repeat=self.repeat,
+            fold=self.fold,
+            **figures,
+        )
 
     def _write(
         self, scores: Scores, history: list[Epoch], probabilities: NDArray[np.float32]

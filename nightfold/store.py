@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class Store:
         return self.root / "scores"
 
     @property
+    def history(self) -> Path:
+        """Summaries of the runs that were pruned, one folder a run."""
+        return self.root / "history"
+
+    @property
     def models(self) -> Path:
         """Bundles, one folder a version, and the champion pointer."""
         return self.root / "models"
@@ -107,7 +112,7 @@ class Store:
             run_id = str(json.loads(self.latest.read_text())["run_id"])
         folder = self.run(run_id)
         if not (folder / "summary.json").exists():
-            known = sorted(p.parent.name for p in self.runs.glob("*/summary.json"))[-5:]
+            known = sorted(p.parent.name for p in self.runs.glob("[!.]*/summary.json"))[-5:]
             raise UsageError(
                 f"There is no complete run {run_id!r} under {self.runs}; the newest are: "
                 f"{', '.join(known) or 'none'}."
@@ -124,6 +129,27 @@ def new_run_id(now: datetime | None = None) -> str:
     '20261121-020000'
     """
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def bytes_below(path: Path) -> int:
+    """Size of a file, or of all files in a folder and the folders in it; links count for nothing.
+
+    What vanishes meanwhile is not counted.
+    """
+    total = 0
+    try:
+        if not path.is_dir():
+            return path.stat().st_size
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    total += bytes_below(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    with suppress(FileNotFoundError):
+                        total += entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        pass
+    return total
 
 
 def sha256_file(path: Path) -> str:

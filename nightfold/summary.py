@@ -5,15 +5,16 @@ It holds facts and figures, never tables: those are in the Parquet files beside 
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from nightfold.experiment import RacingChoice
 from nightfold.gate import Check, Outcome
-from nightfold.store import write_json
+from nightfold.store import Store, bytes_below, write_json
 
 
 class Fact(BaseModel):
@@ -111,6 +112,33 @@ class PromotionFacts(Fact):
     checks: tuple[Check, ...] = ()
 
 
+class DiskFacts(Fact):
+    """What the artifacts take on the disk when the run ends, and what is left; bytes.
+
+    `datasets` are the snapshots with the fold plans; `runs` come without the score table, which is
+    in `total` as well.
+    """
+
+    runs: int
+    models: int
+    folds: int
+    datasets: int
+    total: int
+    free: int
+
+    @classmethod
+    def of(cls, store: Store) -> Self:
+        """Measure it: one look at every file."""
+        return cls(
+            runs=bytes_below(store.runs),
+            models=bytes_below(store.models),
+            folds=bytes_below(store.folds),
+            datasets=bytes_below(store.datasets) + bytes_below(store.plans),
+            total=bytes_below(store.root),
+            free=shutil.disk_usage(store.root).free,
+        )
+
+
 class Summary(Fact):
     """Everything about a run that fits a page.
 
@@ -140,6 +168,7 @@ class Summary(Fact):
     guest: str | None = None
     final: FinalFacts | None = None
     promotion: PromotionFacts | None = None
+    disk: DiskFacts | None = None
 
     @property
     def recipes(self) -> tuple[RecipeFacts, ...]:
