@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,7 @@ are not what this is for: the sha256 finds those.
 _BATCH = 256
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=1, le=8192)]
 VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 
 
@@ -130,7 +131,7 @@ class Manifest(ModelFacts):
 
     format: int
     files: dict[str, FileFacts]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[Side, Side, Literal[1, 3]]
     input_dtype: str
     created_at: datetime
     code_version: str
@@ -485,9 +486,11 @@ def _parse_manifest(content: bytes, path: Path, manifest_sha256: str | None) -> 
             "restore it or use another version."
         )
     try:
-        document = json.loads(content)
+        document = json.loads(
+            content, parse_constant=_no_number, object_pairs_hook=_without_repetition
+        )
         form = document["format"]
-        if form == FORMAT:
+        if form == FORMAT and type(form) is int:
             return Manifest.model_validate(document)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleRefused(
@@ -576,6 +579,18 @@ def _open_plain(file: Path) -> io.BufferedReader:
 
 def _not_plain(file: Path) -> str:
     return f"{file} is not a plain file: restore it or use another version."
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless a key occurs twice: other readers might take the other value."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError(f"a key of {sorted(document)} occurs twice")
+    return document
 
 
 def _sealed_before(target: Path, facts: ModelFacts) -> BundleHandle:

@@ -104,7 +104,7 @@ class FoldResult(BaseModel):
     def read(cls, folder: Path) -> FoldResult | None:
         """The result in `folder`, or None unless it is whole."""
         try:
-            result = cls.model_validate_json((folder / "result.json").read_text())
+            result = cls.model_validate_json((folder / "result.json").read_bytes())
             found = sha256_file(folder / "probabilities.npy")
         except (OSError, ValidationError):
             return None
@@ -251,7 +251,7 @@ class FoldJob(BaseModel):
     def progress(self) -> Epoch | None:
         """The last finished epoch of a fold in flight or done, or None before the first."""
         try:
-            return Epoch.model_validate_json((self.folder / "progress.json").read_text())
+            return Epoch.model_validate_json((self.folder / "progress.json").read_bytes())
         except (OSError, ValidationError):
             return None
 

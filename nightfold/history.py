@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nightfold.errors import BundleRefused
+from nightfold.errors import BundleRefused, UsageError
 from nightfold.gate import Outcome
 from nightfold.registry import Entry, Registry
 from nightfold.store import TEMPORARY, Store
@@ -161,7 +161,7 @@ def _summaries(store: Store, left_out: list[LeftOut]) -> list[Summary]:
             summary = Summary.read(folder)
         except FileNotFoundError:
             left_out.append(LeftOut(name=folder.name, reason=_why_incomplete(folder)))
-        except (OSError, ValueError):
+        except (OSError, UsageError):
             left_out.append(LeftOut(name=folder.name, reason="its summary cannot be read"))
         else:
             if summary.flow == "retrain":

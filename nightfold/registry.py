@@ -29,6 +29,7 @@ from nightfold.bundle import (
     verify,
 )
 from nightfold.errors import BundleRefused, UsageError
+from nightfold.files import given
 from nightfold.store import TEMPORARY, Store, sha256_file, write_json
 
 FORMAT = 1
@@ -331,7 +332,7 @@ class Registry:
                     f"name a version; there are: {self._known()}."
                 )
             return self.folder / entry.version, entry.manifest_sha256
-        path = Path(model).expanduser()
+        path = given(model)
         if model not in self._names() and (path / MANIFEST).is_file():
             within = path.resolve().parent == self.folder.resolve()
             return path, self._known_digest(path.resolve().name) if within else None
@@ -350,7 +351,7 @@ class Registry:
         except OSError as error:
             raise BundleRefused(
                 f"The champion pointer {self.pointer_path} cannot be read ({error.strerror}): "
-                "mend its permissions."
+                "mend it."
             ) from error
         try:
             return Pointer.model_validate_json(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -18,9 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from nightfold.errors import UsageError
+from nightfold.files import given
 
 TEMPORARY = ".part-"
 """Prefix of names under construction; a leftover of a killed process is safe to delete."""
+
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+"""A run's id becomes the version of its model, so it must do for one."""
 
 
 class Store:
@@ -39,7 +45,12 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = given(root).resolve()
+        if not str(self.root).isprintable():
+            raise UsageError(
+                f"The artifacts folder {self.root} has a name that no table holds: choose another "
+                "one."
+            )
 
     @property
     def datasets(self) -> Path:
@@ -89,9 +100,9 @@ class Store:
         UsageError
             If `run_id` is not a plain name.
         """
-        if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
+        if not _RUN_ID.fullmatch(run_id):
             raise UsageError(
-                f"The run id {run_id!r} is not a plain name: use letters, digits and dashes."
+                f"The run id {run_id[:200]!r} is not a plain name: use letters, digits and dashes."
             )
         return self.runs / run_id
 
@@ -109,7 +120,13 @@ class Store:
                     f"There is no complete run under {self.root} yet: start one with "
                     "'nightfold evaluate' or 'nightfold retrain'."
                 )
-            run_id = str(json.loads(self.latest.read_text())["run_id"])
+            try:
+                run_id = str(json.loads(self.latest.read_bytes())["run_id"])
+                self.run(run_id)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
+                raise UsageError(
+                    f"{self.latest} does not name a run: name it, as in 'nightfold report RUN_ID'."
+                ) from error
         folder = self.run(run_id)
         if not (folder / "summary.json").exists():
             known = sorted(p.parent.name for p in self.runs.glob("[!.]*/summary.json"))[-5:]

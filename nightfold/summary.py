@@ -6,12 +6,12 @@ It holds facts and figures, never tables: those are in the Parquet files beside 
 from __future__ import annotations
 
 import shutil
-from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
+from nightfold.errors import UsageError
 from nightfold.experiment import RacingChoice
 from nightfold.gate import Check, Outcome
 from nightfold.store import Store, bytes_below, write_json
@@ -152,8 +152,8 @@ class Summary(Fact):
     experiment: str
     experiment_description: str
     experiment_digest: str
-    started_at: datetime
-    finished_at: datetime
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
     host: str
     processors: int
     workers: int
@@ -169,6 +169,12 @@ class Summary(Fact):
     final: FinalFacts | None = None
     promotion: PromotionFacts | None = None
     disk: DiskFacts | None = None
+
+    @model_validator(mode="after")
+    def _best_is_a_candidate(self) -> Self:
+        if self.best not in [candidate.name for candidate in self.candidates]:
+            raise ValueError("the best is none of the candidates")
+        return self
 
     @property
     def recipes(self) -> tuple[RecipeFacts, ...]:
@@ -186,5 +192,20 @@ class Summary(Fact):
 
     @classmethod
     def read(cls, folder: Path) -> Summary:
-        """Read ``summary.json`` from the run's folder."""
-        return cls.model_validate_json((folder / "summary.json").read_text())
+        """Read ``summary.json`` from the run's folder.
+
+        Raises
+        ------
+        UsageError
+            If it is not the summary of a run.
+        """
+        file = folder / "summary.json"
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "document"
+            raise UsageError(
+                f"{file} is not the summary of a run ({where}: {first['msg']}): restore it or look "
+                "at another run."
+            ) from error

@@ -36,6 +36,9 @@ def main() -> None:
     # Prefect ends its server only if the process ends in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.unraisablehook = _signal_again
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal has no letters for, such as a name that cannot be decoded, is escaped.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except NightfoldError as error:

@@ -58,7 +58,7 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
             f"{100 * v.manifest.cross_validated.mean:.3f} %",
             f"{100 * v.manifest.holdout.accuracy:.3f} %",
         )
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False).print(table)
     tell("* champion")
 
 
