@@ -19,7 +19,7 @@ from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import result_key
 from nightfold.runlog import RunLog
 from nightfold.scaling import Scaler
-from nightfold.store import Store, write_json
+from nightfold.store import Store, make_folder, write_json
 
 if TYPE_CHECKING:
     from nightfold.training import Epoch, Trained
@@ -70,7 +70,7 @@ class FinalJob(BaseModel):
 
         dataset = self.dataset.open()
         rows = np.arange(len(dataset.train))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         # The run's reference to the checkpoint: what no kept run refers to may be pruned.
         note = Store(self.artifacts).run(self.run_id) / "final.json"
         write_json(note, {"folder": str(self.folder)})
