@@ -346,20 +346,34 @@ def _group_bytes(about: pq.FileMetaData) -> list[int]:
 
 def _labels(path: Path, columns: _Columns) -> NDArray[np.float64]:
     with _reading(path):
-        values = _opened(path).read(columns=[columns.label])[columns.label].to_numpy()
+        file = _opened(path)
+        values = file.read(columns=[columns.label])[columns.label].to_numpy()
+    _require_rows(path, file.metadata.num_rows, len(values))
     return np.asarray(values, np.float64)
 
 
 def _images(paths: list[Path], column: str) -> Iterator[tuple[bytes, str]]:
     for path in paths:
         row, batches = 0, _batches(path, column)
+        announced = _opened(path).metadata.num_rows
         while (contents := _next(batches, path, column)) is not None:
+            if row + len(contents) > announced:  # before one is read into memory that is not there
+                _require_rows(path, announced, row + len(contents))
             for content in contents:
                 where = f"row {row} of {path}"
                 if not content.is_valid:
                     raise DataRefused(f"{where} has no image bytes: embed the image or drop it.")
                 yield content.as_py(), where
                 row += 1
+        _require_rows(path, announced, row)
+
+
+def _require_rows(path: Path, announced: int, found: int) -> None:
+    if found != announced:
+        raise DataRefused(
+            f"{path} announces {announced:,} rows but holds {found:,}: fetch or write the file "
+            "again."
+        )
 
 
 def _batches(path: Path, column: str) -> Iterator[pa.RecordBatch]:

@@ -80,7 +80,8 @@ def _alphabets(folder: Path) -> str:
     photos(folder / "photos")
     for label, name in enumerate(("Größe", "日本語", "крыса", "عربى", "ñandú")):
         (folder / "photos" / f"class {label}").rename(folder / "photos" / name)
-    (folder / "photos" / "日本語" / "06.png").rename(folder / "photos" / "日本語" / "目 é.png")
+    first = min((folder / "photos" / "日本語").iterdir())
+    first.rename(first.with_name("目 é.png"))
     return f"folder:{folder / 'photos'}"
 
 
@@ -102,8 +103,8 @@ def _class_undecodable(folder: Path) -> str:
 @case("folder", "a file whose name cannot be decoded")
 def _file_undecodable(folder: Path) -> str:
     uri = photos(folder / "photos")
-    path = os.fsencode(folder) + b"/photos/class 1/"
-    os.rename(path + b"06.png", path + b"caf\xe9.png")
+    first = min((folder / "photos" / "class 1").iterdir())
+    first.rename(os.fsdecode(os.fsencode(first.parent) + b"/caf\xe9.png"))
     return uri
 
 
@@ -199,9 +200,9 @@ def _strange_class(folder: Path) -> str:
 def _mixture(folder: Path) -> str:
     uri = photos(folder / "photos")
     place = folder / "photos" / "class 1"
-    first, second = (Image.fromarray(pixels) for pixels in digits()[0][6:8])
+    first, second = (Image.fromarray(np.rot90(pixels)) for pixels in digits()[0][6:8])
     first.save(place / "a.gif", save_all=True, append_images=[second])
-    Image.fromarray(digits()[0][8].astype("u2") * 257).save(place / "b.png")
+    Image.fromarray(np.rot90(digits()[0][8]).astype("u2") * 257).save(place / "b.png")
     Image.new("CMYK", (8, 8), (9, 99, 0, 50)).save(place / "c.jpg")
     Image.new("LA", (8, 8), (9, 99)).save(place / "d.webp")
     Image.new("P", (8, 8)).save(place / "e.png", transparency=0)

@@ -354,6 +354,20 @@ def _contradiction(folder: Path) -> str:
     return uri
 
 
+for _label, _byte in (("fewer", b"\x76"), ("more", b"\x7a")):
+
+    @case("parquet", f"file: {_label} rows announced than there are", "x.parquet", "announces")
+    def _miscounted(folder: Path, byte: bytes = _byte) -> str:
+        uri = write(folder / "x.parquet", sound())
+        content = (folder / "x.parquet").read_bytes()
+        # 60 rows of the file, between its schema and its row groups, in Thrift's compact form.
+        assert content.count(b"\x16\x78\x19") == 1
+        (folder / "x.parquet").write_bytes(
+            content.replace(b"\x16\x78\x19", b"\x16" + byte + b"\x19")
+        )
+        return uri
+
+
 _FOLDERS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "without train": (["test.parquet"], ("no train.parquet",)),
     "with a missing part": (["train-00000-of-00002.parquet"], ("not all are there",)),
