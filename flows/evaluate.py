@@ -29,8 +29,9 @@ def evaluate(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     """
     try:
         run = Run.begin("evaluate", settings)
-        with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
-            scored = cross_validate(run, prepare(run), runner)
-        return publish(run, scored)
+        with run.turn():
+            with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
+                scored = cross_validate(run, prepare(run), runner)
+            return publish(run, scored)
     except NightfoldError as error:
         return refuse(error)

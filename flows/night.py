@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect import runtime
+from prefect import get_run_logger, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRunPolicy, State
 from prefect.states import Failed
 from prefect.task_runners import TaskRunner
 
 from flows.settings import Settings
-from nightfold import __version__
+from nightfold import __version__, lock
 from nightfold.dataset import DatasetHandle
 from nightfold.difference import Record
 from nightfold.errors import NightfoldError
@@ -26,7 +29,7 @@ from nightfold.finaljob import FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.racing import Race, Stop
-from nightfold.store import Store, write_json
+from nightfold.store import Store, make_folder, write_json
 from nightfold.summary import (
     CandidateFacts,
     DatasetFacts,
@@ -63,7 +66,7 @@ class Run:
 
     @classmethod
     def begin(cls, flow: Literal["evaluate", "retrain"], settings: Settings) -> Run:
-        """Read the experiment and make the run's folder.
+        """Read the experiment and name the run.
 
         The name comes from Prefect's flow run, so a retry of the flow continues the same run.
         """
@@ -71,7 +74,7 @@ class Run:
         run_id = settings.run_id or (
             f"{started_at:%Y%m%d-%H%M%S}-{str(runtime.flow_run.id or '').replace('-', '')[:6]}"
         )
-        run = cls(
+        return cls(
             flow=flow,
             settings=settings,
             experiment=settings.load(),
@@ -79,8 +82,14 @@ class Run:
             store=Store(settings.artifacts),
             started_at=datetime.now(UTC),
         )
-        run.folder.mkdir(parents=True, exist_ok=True)
-        return run
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the artifacts folder alone, swept of what killed runs have left, and write there."""
+        with lock.alone(self.store, self.run_id, minutes=self.settings.wait, tell=_tell):
+            self.store.sweep()
+            make_folder(self.folder)
+            yield
 
     @property
     def folder(self) -> Path:
@@ -350,6 +359,12 @@ def publish(
     }
     write_json(run.store.latest, latest)
     return summary
+
+
+def _tell(sentence: str) -> None:
+    """To the run's log, and to whoever sits before it: Prefect keeps logs off the terminal."""
+    get_run_logger().info(sentence)
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def refuse(error: NightfoldError) -> State[Any]:

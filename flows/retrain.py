@@ -31,24 +31,25 @@ def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     """
     try:
         run = Run.begin("retrain", settings)
-        with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
-            data = prepare(run)
-            only = run.experiment.only_candidate
-            ahead = data.final_job(run, only) if only else None
-            scored, challenged = contest(run, data, runner, ahead)
-            best = run.experiment.candidate(scored.best.name)
-            parameters = {
-                "job": scored.data.final_job(run, best),
-                "fold_accuracies": scored.accuracies(best.name),
-            }
-            final = runner.submit(finalize, parameters).result()
-        promotion = promote(
-            final.bundle,
-            final.facts.milliseconds,
-            challenged,
-            run.experiment.policy,
-            run.artifacts,
-        )
-        return publish(run, scored, final.facts, promotion)
+        with run.turn():
+            with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
+                data = prepare(run)
+                only = run.experiment.only_candidate
+                ahead = data.final_job(run, only) if only else None
+                scored, challenged = contest(run, data, runner, ahead)
+                best = run.experiment.candidate(scored.best.name)
+                parameters = {
+                    "job": scored.data.final_job(run, best),
+                    "fold_accuracies": scored.accuracies(best.name),
+                }
+                final = runner.submit(finalize, parameters).result()
+            promotion = promote(
+                final.bundle,
+                final.facts.milliseconds,
+                challenged,
+                run.experiment.policy,
+                run.artifacts,
+            )
+            return publish(run, scored, final.facts, promotion)
     except NightfoldError as error:
         return refuse(error)

@@ -34,6 +34,7 @@ class Settings(BaseModel):
     runner: Runner = Field("processes", description="where folds run")
     address: str | None = Field(None, description="Dask scheduler, such as tcp://127.0.0.1:8786")
     artifacts: str = Field("artifacts", description="folder that runs write to")
+    wait: float = Field(60, ge=0, description="minutes to wait for another run on that folder")
     run_id: str | None = Field(None, description="name of the run; made up if empty")
     h5: bool = Field(False, description="also save the final model as HDF5")
 

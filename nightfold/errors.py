@@ -29,5 +29,13 @@ class NotPromoted(NightfoldError):
     exit_code = 4
 
 
+class NotWritten(NightfoldError):
+    """A file cannot be written: the disk is full, read-only or broken."""
+
+
+class Busy(NightfoldError):
+    """Another run has the artifacts folder."""
+
+
 class BundleRefused(NightfoldError):
     """A model bundle is incomplete, altered or of an unknown format."""

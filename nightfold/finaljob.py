@@ -18,7 +18,7 @@ from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import result_key
 from nightfold.scaling import Scaler
-from nightfold.store import Store, write_json
+from nightfold.store import Store, make_folder, write_json
 
 if TYPE_CHECKING:
     from nightfold.training import Trained
@@ -66,7 +66,7 @@ class FinalJob(BaseModel):
 
         dataset = self.dataset.open()
         rows = np.arange(len(dataset.train))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         return train(
             self.candidate,
             dataset,

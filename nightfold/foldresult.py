@@ -28,9 +28,18 @@ from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
 from nightfold.scaling import Scaler
-from nightfold.store import Store, atomic_file, sha256_file, sha256_json, write_json
-from nightfold.training import ENGINE, Epoch
+from nightfold.store import (
+    Store,
+    atomic_file,
+    make_folder,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+from nightfold.training import ENGINE, Epoch, checkpoint_of
 from nightfold.zoo import fingerprint
+
+CHECKPOINT = "checkpoint.npz"
 
 
 class Scores(BaseModel):
@@ -169,10 +178,16 @@ class FoldJob(BaseModel):
         return f"{self.candidate.name} repeat {self.repeat} fold {self.fold}"
 
     def done(self) -> FoldHandle | None:
-        """Handle of the finished result, or None."""
+        """Handle of the finished result, or None.
+
+        A checkpoint beside it is of no more use and goes; a process that was killed when it had
+        just written the result has left one.
+        """
         result = FoldResult.read(self.folder)
         if result is None or result.key != self.key:
             return None
+        for network in range(self.candidate.ensemble):
+            checkpoint_of(self.folder / CHECKPOINT, network).unlink(missing_ok=True)
         return FoldHandle(
             path=str(self.folder),
             digest=sha256_file(self.folder / "result.json"),
@@ -192,7 +207,7 @@ class FoldJob(BaseModel):
         FoldHandle
             Of a result that is completely written.
         """
-        from nightfold.training import checkpoint_of, train
+        from nightfold.training import train
 
         if (handle := self.done()) is not None:
             return handle
@@ -201,8 +216,7 @@ class FoldJob(BaseModel):
         plan = self.plan.open()
         plan.check(dataset)
         train_rows, scored_rows = plan.rows(self.repeat, self.fold)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = self.folder / "checkpoint.npz"
+        make_folder(self.folder)
         trained = train(
             self.candidate,
             dataset,
@@ -210,7 +224,7 @@ class FoldJob(BaseModel):
             scored_rows,
             scaler=self.scaler,
             seed=self.fold_seed,
-            checkpoint=checkpoint,
+            checkpoint=self.folder / CHECKPOINT,
             on_epoch=self._tell_progress,
         )
         labels = dataset.train.labels[scored_rows]
@@ -226,8 +240,6 @@ class FoldJob(BaseModel):
             started_at=started_at,
         )
         self._write(scores, trained.history, trained.probabilities)
-        for network in range(self.candidate.ensemble):
-            checkpoint_of(checkpoint, network).unlink(missing_ok=True)
         handle = self.done()
         assert handle is not None
         return handle

@@ -28,7 +28,7 @@ from nightfold.bundle import (
     verify,
 )
 from nightfold.errors import BundleRefused, UsageError
-from nightfold.store import TEMPORARY, Store, sha256_file, write_json
+from nightfold.store import TEMPORARY, Store, make_folder, sha256_file, told, write_json
 
 FORMAT = 1
 CHAMPION = "champion"
@@ -136,8 +136,10 @@ class Registry:
         if self._locked:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / f".{CHAMPION}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        make_folder(self.folder)
+        file = self.folder / f".{CHAMPION}.lock"
+        with told(file):
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             self._locked = True

@@ -1,26 +1,43 @@
 """Where artifacts live, and the only way a file gets there: complete or not at all.
 
 A file is written beside its target under a temporary name, flushed to the disk and renamed; a
-folder likewise. Whoever reads sees the old content or the new, never a part.
+folder likewise. Whoever reads sees the old content or the new, never a part. A name under
+construction is locked by its writer, so what a killed process has left can be told from what is
+being written, and swept away. What cannot be written is said in one sentence.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nightfold.errors import UsageError
+from nightfold.errors import NotWritten, UsageError
 
 TEMPORARY = ".part-"
-"""Prefix of names under construction; a leftover of a killed process is safe to delete."""
+"""Prefix of names under construction; one that no process has locked is safe to delete."""
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable, or choose another one"
+    ),
+    **dict.fromkeys(
+        (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.EXDEV),
+        "move away what is in its place",
+    ),
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EIO: "look after the disk",
+}
 
 
 class Store:
@@ -114,6 +131,19 @@ class Store:
             )
         return folder
 
+    def sweep(self) -> list[Path]:
+        """Remove what killed processes have left under construction; return what it was.
+
+        What a living process still writes stays: it holds a lock on it, which the kernel releases
+        when it dies. Where files cannot be locked, everything stays.
+        """
+        swept = []
+        for folder, folders, files in os.walk(self.root):
+            unfinished = [n for n in (*folders, *files) if n.startswith(TEMPORARY)]
+            swept += [Path(folder, name) for name in unfinished if _remove_dead(Path(folder, name))]
+            folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
+        return swept
+
 
 def new_run_id(now: datetime | None = None) -> str:
     """Name for a run: start time in UTC and six random hexadecimal digits.
@@ -142,6 +172,11 @@ def sha256_json(value: Any) -> str:
 def atomic_file(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target`; rename it there when the block ends well.
 
+    Raises
+    ------
+    NotWritten
+        If the disk is full, the folder is read-only or something else is in the way.
+
     Examples
     --------
     >>> import tempfile
@@ -151,16 +186,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
     >>> target.read_text()
     'whole'
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: some writers choose a format or add an ending by it.
-    part = target.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}"
-    try:
+    with told(target), _under_construction(target, Path.touch) as part:
         yield part
-        _flush(part)
-        os.replace(part, target)
-        _flush(target.parent)
-    finally:
-        part.unlink(missing_ok=True)
+        with _own_step():
+            _flush(part)
+            os.replace(part, target)
+            _flush(target.parent)
 
 
 @contextmanager
@@ -169,29 +200,124 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
     If `target` exists by then (someone else was quicker with the same content) it stays and the
     new folder is dropped.
+
+    Raises
+    ------
+    NotWritten
+        If the disk is full, the folder is read-only or something else is in the way.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}"
-    part.mkdir()
-    try:
+    with told(target), _under_construction(target, Path.mkdir) as part:
         yield part
-        for path in sorted(part.rglob("*"), reverse=True):
-            _flush(path)
-        _flush(part)
-        try:
-            os.rename(part, target)
-        except OSError:
-            if not target.is_dir():
-                raise
-        _flush(target.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with _own_step():
+            for path in sorted(part.rglob("*"), reverse=True):
+                _flush(path)
+            _flush(part)
+            try:
+                os.rename(part, target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+            _flush(target.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it, unless they are there.
+
+    Raises
+    ------
+    NotWritten
+        If that is not possible.
+    """
+    with told(path), _own_step():
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(target: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_file(target) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+class _StepFailed(OSError):
+    """A step of ours on the way to the target, so whatever went wrong is about writing it."""
+
+
+@contextmanager
+def _own_step() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _StepFailed(error.errno, error.strerror) from error
+
+
+@contextmanager
+def told(target: Path) -> Iterator[None]:
+    """Say in one sentence that `target` cannot be written, if that is why the block fails.
+
+    Raises
+    ------
+    NotWritten
+        In place of the system's own error. Errors of other kinds, such as a file that the block
+        reads and does not find, stay what they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        ours = isinstance(error, _StepFailed) or error.errno in _REMEDIES or error.errno is None
+        if not ours:
+            raise
+        reason = error.strerror or f"only a part of it went to the disk: {error}"
+        remedy = _REMEDIES.get(error.errno or errno.ENOSPC, "look after the disk")
+        raise NotWritten(
+            f"{target} cannot be written ({reason}): {remedy}, then run the same command again; "
+            "what is finished is not repeated."
+        ) from error
+
+
+@contextmanager
+def _under_construction(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new name beside `target`, locked while the block lasts and gone behind it."""
+    with _own_step():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part, descriptor = _claim(target, make)
+    try:
+        yield part
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _claim(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    """Make a temporary name and lock it; the lock ends with the process, however that ends."""
+    while True:
+        # The suffix stays last: some writers choose a format or add an ending by it.
+        part = target.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}"
+        make(part)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(part, os.O_RDONLY)
+            with suppress(OSError):  # Some file systems know no locks; nothing is swept there.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # A sweep may have come between its making and its locking.
+            if part.exists():
+                return part, descriptor
+            os.close(descriptor)
+
+
+def _remove_dead(part: Path) -> bool:
+    """Remove a temporary file or folder unless its writer lives."""
+    try:
+        descriptor = os.open(part, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _flush(path: Path) -> None:

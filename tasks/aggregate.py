@@ -78,6 +78,10 @@ def aggregate(
     # Readers take a partition's column from the folder's name and refuse it in the file as well.
     partition = score_table.drop_columns(["run_date"])
     write_table(day / f"{run_id}.parquet", partition, name="scores", **about)
+    # A run that was killed before midnight and goes on behind it has rows under both days.
+    for other in store.scores.glob(f"run_date=*/{run_id}.parquet"):
+        if other.parent != day:
+            other.unlink()
     answers = predictions.select(["candidate", "row", "label", "predicted"])
     rows_of = {
         candidate.name: [row for row in scores if row["candidate"] == candidate.name]

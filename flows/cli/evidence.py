@@ -44,7 +44,7 @@ PIPED_WIDTH = 200
 
 
 @app.command(epilog="Example: `nightfold plan night --repeats 2`")
-@partial(with_night_options, without=("runner", "address", "seed", "run_id"))
+@partial(with_night_options, without=("runner", "address", "seed", "wait", "run_id"))
 def plan(options: NightOptions, as_json: JsonOption = False) -> None:
     """Say what difference a night can detect, and what more repeats would cost and buy.
 

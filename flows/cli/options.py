@@ -77,6 +77,9 @@ class NightOptions:
         None
     )
     artifacts: ArtifactsOption = ARTIFACTS
+    wait: Annotated[
+        float, typer.Option(help="Minutes to wait while another run has the artifacts; 0: refuse.")
+    ] = 60
     run_id: RunIdOption = None
 
     def settings(self, h5: bool = False) -> Settings:
