@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast lint format lock clean
+.PHONY: help setup run test fast chaos lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ test: setup ## lint, types, import contract and all tests with coverage
 
 fast: setup ## the tests that need no training and no server
 	$(BIN)/pytest -m "not slow" --no-cov
+
+chaos: setup ## kill nights 200 times, compare each with an undisturbed one (an hour)
+	$(BIN)/python -m tests.acceptance.chaos --fresh
 
 format: setup ## format the code
 	$(BIN)/ruff check --fix .

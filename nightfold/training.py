@@ -374,13 +374,14 @@ class _Training:
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez(
                 file,
+                random_state=self._random_state(),
                 history=np.frombuffer(history.encode(), np.uint8),
                 inner_losses=np.array(self.inner_losses),
                 **arrays,
             )
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint if there is a whole one; else start from the beginning."""
+        """Continue from a checkpoint if there is a whole one of this training; else start anew."""
         from pydantic import TypeAdapter
 
         try:
@@ -388,6 +389,10 @@ class _Training:
                 state = {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, zipfile.BadZipFile):
             return
+        history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
+        if not np.array_equal(state.get("random_state", []), self._random_state(len(history))):
+            return
+        self.history = history
         for i, variable in enumerate(self._model_state()):
             variable.assign(state[f"model_{i:04d}"])
         for i, variable in enumerate(self.optimizer.variables):
@@ -395,7 +400,11 @@ class _Training:
         self.best_weights = [state[name] for name in sorted(state) if name.startswith("best_")]
         self.weight_sums = [state[name] for name in sorted(state) if name.startswith("sum_")]
         self.inner_losses = [float(loss) for loss in state["inner_losses"]]
-        self.history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
+
+    def _random_state(self, epochs: int | None = None) -> NDArray[np.int64]:
+        """Seed, next epoch and next step: all that the next permutation and moves follow from."""
+        done = len(self.history) if epochs is None else epochs
+        return np.array([self.seed, done + 1, done * self.steps])
 
     def _model_state(self) -> list[Any]:
         """Weights, moving averages and the random state of dropout, but no metrics of a fit."""

@@ -168,6 +168,19 @@ def test_all_nights_read_as_one_table(settings, night):
     assert (nights[nights["run_id"] == summary.run_id]["candidate"].value_counts() == 2).all()
 
 
+def test_a_run_that_goes_on_behind_midnight_is_in_the_table_once(settings, night):
+    artifacts, _, _ = night
+    again = settings(artifacts, candidates=["baseline"], run_id="late")
+    first = evaluate(again)
+    (today,) = artifacts.glob("scores/*/late.parquet")
+    yesterday = artifacts / "scores" / "run_date=2026-01-01"
+    yesterday.mkdir()
+    today.rename(yesterday / today.name)
+    assert evaluate(again).candidates == first.candidates
+    nights = pd.read_parquet(artifacts / "scores")
+    assert len(nights[nights["run_id"] == "late"]) == 2
+
+
 def test_the_promoted_model_predicts_what_it_scored(night, mnist):
     artifacts, summary, _ = night
     assert summary.promotion.promoted

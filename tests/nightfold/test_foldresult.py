@@ -101,6 +101,12 @@ class TestRun:
         assert job.done() is None
         assert job.run().accuracy == before.accuracy
 
+    def test_a_checkpoint_that_a_kill_left_beside_the_result_goes(self, job):
+        job.run()
+        (job.folder / "checkpoint.npz").touch()
+        assert job.done()
+        assert not (job.folder / "checkpoint.npz").exists()
+
     def test_nothing_is_a_pickle_and_no_checkpoint_stays(self, job):
         job.run()
         names = {path.name for path in job.folder.iterdir()}

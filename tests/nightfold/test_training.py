@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from collections import Counter
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from nightfold import backend
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import NightfoldError
-from nightfold.experiment import Candidate, EarlyStopping, Optimizer, Schedule
+from nightfold.experiment import Augmentation, Candidate, EarlyStopping, Optimizer, Schedule
 from nightfold.model import build_model
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler, pixel_histogram
@@ -171,6 +172,39 @@ def test_a_torn_checkpoint_is_as_good_as_none(small_mnist, tmp_path):
     torn.write_bytes(b"PK\x03\x04 not all of it")
     resumed = run(small_mnist, candidate(), checkpoint=torn)
     assert (resumed.probabilities == run(small_mnist, candidate()).probabilities).all()
+
+
+def test_a_checkpoint_holds_all_that_the_next_epoch_needs(small_mnist, tmp_path):
+    """Weights, the optimizer's slots, sums of averaged weights, permutation and random state."""
+    recipe = candidate(
+        "adam_dropout",
+        epochs=3,
+        average_epochs=2,
+        augmentation=Augmentation(shift=0.1),
+        optimizer=Optimizer(name="adam", learning_rate=0.001),
+    )
+    undisturbed = run(small_mnist, recipe)
+
+    def interrupt(epoch):
+        if epoch.epoch == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(small_mnist, recipe, checkpoint=tmp_path / "c.npz", on_epoch=interrupt)
+    with np.load(tmp_path / "c.npz", allow_pickle=False) as arrays:
+        counts = Counter(name.partition("_")[0] for name in arrays.files)
+        assert arrays["random_state"].tolist() == [3, 3, 2 * 13]
+    # Three layers of kernel and bias, and the state of dropout's generator; two moments each, the
+    # number of the step and the learning rate.
+    assert (counts["model"], counts["optimizer"], counts["sum"]) == (7, 14, 7)
+    resumed = run(small_mnist, recipe, checkpoint=tmp_path / "c.npz")
+    assert (resumed.probabilities == undisturbed.probabilities).all()
+
+
+def test_a_checkpoint_of_another_training_is_not_continued(small_mnist, tmp_path):
+    run(small_mnist, candidate(epochs=1), checkpoint=tmp_path / "c.npz")
+    other = run(small_mnist, candidate(epochs=1), checkpoint=tmp_path / "c.npz", seed=4)
+    assert (other.probabilities == run(small_mnist, candidate(epochs=1), seed=4).probabilities).all()
 
 
 def test_labels_of_scored_rows_never_reach_the_weights(small_mnist, tmp_path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -48,25 +48,36 @@ class Chain:
         arena.new_chain(self.artifacts)
 
     def inside_writes(self, targets):
-        """Kill at one write after the other; a write that no longer comes ends the chain."""
+        """Kill at one write after the other.
+
+        If the night ends before a write comes, the same command again is killed at those that are
+        left: a night that is run again writes its tables anew.
+        """
         for write, number in targets:
             before = Counter(line.get("write") for line in ledger(self.artifacts))
-            left = max(1, number - before[write])
-            how = self.rng.choice(["self", "group", "torn"] if " fsync " in write else ["self", "group"])
+            left = number - before[write]
+            if left < 1 and write.startswith("worker"):
+                continue
+            left = max(1, left)
+            ways = ["self", "group", "torn"] if " fsync " in write else ["self", "group"]
+            how = self.rng.choice(ways)
             attempt = self.arena.start(self.artifacts, f"{write}#{left}", how, run=self.run)
-            ended = attempt.wait()
-            if self.arena.fired(self.artifacts):
+            if self.arena.wait_until_fired(attempt, self.artifacts):
+                ended = attempt.wait(0.2)
                 self._killed(f"inside a write, {how}", kind_of(write), ended, attempt)
-            if ended == 0:
-                return
-            self._require(ended)
+            if write.startswith("worker") and how != "group":
+                # A new pool goes on, so that the night would end before the next write comes.
+                ended = attempt.wait(self.rng.uniform(0, 0.5) * self.arena.seconds)
+                if ended is None and self._strike(attempt, self.rng.choice(["flow", "group"])):
+                    self._killed("at random", "flow", attempt.wait(), attempt)
+            self._require(attempt.wait())
 
-    def at_random(self, kills):
-        """Kill whatever there is at moments that nobody has chosen."""
+    def at_random(self, kills, server=0.0):
+        """Kill whatever there is at moments that nobody has chosen; the server so often."""
         while kills > 0:
             attempt = self.arena.start(self.artifacts, run=self.run)
             for victim in self.rng.choices(
-                ["flow", "worker", "group", "server"], [3, 4, 3, 0.4], k=self.rng.randint(1, 3)
+                ["flow", "worker", "group", "server"], [3, 4, 3, 10 * server], k=self.rng.randint(1, 3)
             ):
                 ended = attempt.wait(self.rng.uniform(0, 0.7 * self.arena.seconds))
                 if ended is not None:
@@ -131,6 +142,23 @@ class Chain:
         return [{**row, **outcome, "at_the_end": faults} for row in self.rows]
 
 
+def night(arena, name, rng, plan):
+    """One chain from the first kill to the comparison; `plan` is writes, or how often the server."""
+    chain = Chain(arena, name, rng, rng.choice([RUN, RUN, None]))
+    if isinstance(plan, list):
+        chain.inside_writes(plan)
+    else:
+        chain.at_random(KILLS_A_CHAIN, server=plan)
+    return [{"chain": name, **row} for row in chain.finish()]
+
+
+def say(rows, n):
+    """What came of one chain."""
+    bad = rows[(rows[["equal", "faults", "left", "at_the_end"]] != "").any(axis=1)]
+    print(f"{rows['chain'][0]}: {len(rows)} kills, {n} in all", flush=True)
+    print(bad.to_string() if len(bad) else "  no fault", flush=True)
+
+
 def newest(artifacts):
     store = Store(artifacts)
     return store.find_run("latest").name
@@ -192,11 +220,7 @@ def main(
     seed = len(known) if seed is None else seed
     rng = random.Random(seed)
     home = folder or Path(tempfile.mkdtemp(prefix="chaos-"))
-    (home / "prefect").mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(home / "prefect", port)
+    server = Server.anywhere(home / "prefect")
     server.start()
     try:
         arena = Arena(home, server)
@@ -204,19 +228,21 @@ def main(
         number = 0
         while len(known) < kills and time.monotonic() - began < 60 * minutes:
             number += 1
-            name = f"chain-{seed}-{number}"
-            chain = Chain(arena, name, rng, rng.choice([RUN, RUN, None]))
-            if number % 3:
-                hit = Counter(known["what"]) if len(known) else Counter()
-                chain.inside_writes(choose(arena.writes(), hit, rng, KILLS_A_CHAIN))
-            else:
-                chain.at_random(KILLS_A_CHAIN)
-            rows = pd.DataFrame(chain.finish()).assign(chain=name)
-            known = pd.concat([known, rows], ignore_index=True)
+            hit = Counter(known["what"]) if len(known) else Counter()
+            plan = [choose(arena.writes(), hit, rng, KILLS_A_CHAIN) for _ in range(2)]
+            if number % 2 == 0:
+                plan = [0.0, 0.0] if number % 4 else [0.1]  # a killed server ends both nights
+            names = [f"chain-{seed}-{number}{letter}" for letter, _ in zip("ab", plan, strict=False)]
+            with ThreadPoolExecutor() as pool:
+                work = [
+                    pool.submit(night, arena, name, random.Random(f"{name}"), one)
+                    for name, one in zip(names, plan, strict=True)
+                ]
+            for done in work:
+                rows = pd.DataFrame(done.result())
+                known = pd.concat([known, rows], ignore_index=True)
+                say(rows, len(known))
             publish(known)
-            bad = rows[(rows[["equal", "faults", "left", "at_the_end"]] != "").any(axis=1)]
-            print(f"{name}: {len(rows)} kills, {len(known)} in all", flush=True)
-            print(bad.to_string() if len(bad) else "  no fault", flush=True)
     finally:
         server.kill()
 

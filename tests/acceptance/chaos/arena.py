@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,7 +47,7 @@ TIMES = {  # what a clock or the machine decides, and no seed
     "finished_at",
     "seconds",
 }
-PATIENCE = 180
+PATIENCE = 300
 """Seconds after which a command that should have ended is a fault."""
 
 
@@ -57,6 +58,14 @@ class Server:
     home: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def anywhere(cls, home):
+        """One on a port that nobody listens on."""
+        home.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return cls(home, probe.getsockname()[1])
 
     @property
     def url(self):
@@ -184,29 +193,45 @@ class Arena:
         for path in artifacts.parent.glob(f"{artifacts.name}.ledger*"):
             path.unlink()
 
-    def start(self, artifacts, at="", how="", candidates="moved,dropped", run=RUN, flow="retrain"):
-        """Start the night; `at` and `how` as in the shim, `run` None for a name of its own."""
-        fired = artifacts.with_name(f"{artifacts.name}.ledger.fired")
-        fired.unlink(missing_ok=True)
+    def start(
+        self,
+        artifacts,
+        at="",
+        how="",
+        *,
+        candidates="moved,dropped",
+        run=RUN,
+        flow="retrain",
+        wait="1",
+        enter=(),
+        notes=None,
+    ):
+        """Start the night.
+
+        `at` and `how` as in the shim; `run` None for a name of its own; `enter` is a command that
+        starts another; ledger and log have the name of `notes`, else of the artifacts.
+        """
+        notes = notes or artifacts
+        notes.with_name(f"{notes.name}.ledger.fired").unlink(missing_ok=True)
         arguments = {
             "--dataset": f"parquet:{self.folder / 'digits'}",
             "--candidates": candidates,
             "--workers": "2",
             "--artifacts": str(artifacts),
-            "--wait": "1",
+            "--wait": wait,
             **({} if run is None else {"--run-id": run}),
         }
         environment = {
             **self.server.environment,
             "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), str(shipped())]),
-            "CHAOS_LEDGER": str(artifacts.with_name(f"{artifacts.name}.ledger")),
+            "CHAOS_LEDGER": str(notes.with_name(f"{notes.name}.ledger")),
             "CHAOS_ROOTS": f"{artifacts}:{self.server.home / 'storage'}",
             "CHAOS_AT": at,
             "CHAOS_HOW": how,
         }
-        with artifacts.with_name(f"{artifacts.name}.log").open("wb") as log:
+        with notes.with_name(f"{notes.name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*COMMAND, flow, str(self.experiment), *sum(map(list, arguments.items()), [])],
+                [*enter, *COMMAND, flow, str(self.experiment), *sum(map(list, arguments.items()), [])],
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -216,6 +241,14 @@ class Arena:
 
     def said(self, artifacts):
         return artifacts.with_name(f"{artifacts.name}.log").read_text()[-3000:]
+
+    def wait_until_fired(self, attempt, artifacts, seconds=PATIENCE):
+        """Whether the chosen write comes before the command ends."""
+        deadline = time.monotonic() + seconds
+        while not self.fired(artifacts) and time.monotonic() < deadline:
+            if attempt.wait(0.05) is not None:
+                break
+        return self.fired(artifacts)
 
     def fired(self, artifacts):
         return artifacts.with_name(f"{artifacts.name}.ledger.fired").exists()

@@ -6,15 +6,18 @@ from ``PYTHONPATH`` without knowing. It does nothing unless ``CHAOS_LEDGER`` is 
 A write is named by who does it, what it does and to which file: ``worker rename
 folds/1a2b.../checkpoint.npz``. ``CHAOS_AT`` is such a name and which occurrence is meant, from now
 on; ``CHAOS_HOW`` says what happens then: ``self`` kills the process, ``group`` all processes of its
-group, ``torn`` halves the file before, as if only a part of it had reached the disk.
+group, ``torn`` halves the file before, as if only a part of it had reached the disk. Anything else
+is a command for the shell, and the write goes on behind it.
 """
 
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections import Counter
+from fnmatch import fnmatch
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -60,13 +63,12 @@ class Watch:
         path = os.fsdecode(path)
         for root in self.roots:
             if path.startswith(root):
-                inside = re.sub(r"\.part-[0-9a-f]+-", ".part-", os.path.relpath(path, root))
-                self.met(f"{self.role} {what} {inside}", path)
+                self.met(f"{self.role} {what} {named(os.path.relpath(path, root))}", path)
 
     def met(self, name, path):
         self.seen[name] += 1
         self.note(write=name)
-        if name == self.target and self.seen[name] == self.number:
+        if self.seen[name] == self.number and fnmatch(name, self.target):
             self.kill(path)
 
     def kill(self, path):
@@ -75,6 +77,9 @@ class Watch:
             # Once only: the pool that follows a killed worker comes to the same write again.
             os.close(os.open(os.environ["CHAOS_LEDGER"] + ".fired", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
+            return
+        if how not in ("self", "group", "torn"):
+            subprocess.run(how, shell=True, check=False, stderr=subprocess.DEVNULL)
             return
         if how == "torn" and Path(path).is_file():
             os.truncate(path, os.path.getsize(path) // 2)
@@ -95,6 +100,13 @@ class Watch:
             return run_epoch(this, *rows)
 
         training._Training.restore, training._Training.run_epoch = restored, begun
+
+
+def named(path):
+    """A path as it would be in another folder and another run."""
+    path = re.sub(r"\.part-[0-9a-f]+-", ".part-", path)
+    path = re.sub(r"\d{8}-\d{6}-[0-9a-f]{6}", "night", path)  # a run that was not given a name
+    return re.sub(r"^([0-9a-f]{64}-\w+)-.*", r"record/\1", path)  # Prefect's, of a cached result
 
 
 class AfterImport:
