@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -52,6 +52,7 @@ def make_runner(
         pool = runner._executor if isinstance(runner, ProcessPoolTaskRunner) else None
         if pool is not None:
             _fill(pool, workers)
+            _contain_exits(pool)
         try:
             yield runner
         except Exception:
@@ -93,6 +94,23 @@ def _fill(pool: ProcessPoolExecutor, workers: int) -> None:
     """Let `workers` processes start; a pool starts one only for a job that finds none idle."""
     for _ in range(workers):
         pool.submit(time.sleep, 0.2)
+
+
+def _contain_exits(pool: ProcessPoolExecutor) -> None:
+    """Let no job of `pool` end in an exit; what is submitted from now on is meant.
+
+    In a worker, Prefect answers a server that is gone with ``exit(1)``. Sent back to the flow that
+    would end the thread which hands out results, and the flow would wait for ever.
+    """
+    submit = pool.submit
+    pool.submit = lambda job, /, *a, **b: submit(_without_exit, job, *a, **b)  # type: ignore[method-assign]
+
+
+def _without_exit(job: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        return job(*arguments, **options)
+    except SystemExit as exited:
+        raise ChildProcessError("Prefect gave up a step in a worker process") from exited
 
 
 def start_worker(flow: int, server: int | None) -> None:

@@ -15,7 +15,7 @@ from flows.cli.options import (
     with_night_options,
 )
 from flows.cli.output import print_json, show_outcome, tell
-from flows.cli.server import prepare_prefect, result_of
+from flows.cli.server import prepare_prefect, result_of, server_blamed
 from nightfold.errors import NotPromoted
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _run(name: str, settings: Settings) -> Summary:
                 from flows.retrain import retrain as flow
             else:
                 from flows.evaluate import evaluate as flow
-            state = flow(settings, return_state=True)
+            with server_blamed():
+                summary: Summary = result_of(flow(settings, return_state=True))
     except KeyboardInterrupt:
         stopped("interrupted", 130)
     except SystemExit:  # how the command's own handler answers SIGTERM
@@ -89,7 +90,6 @@ def _run(name: str, settings: Settings) -> Summary:
     finally:
         if runners := sys.modules.get("flows.runners"):
             runners.discard_ahead()
-    summary: Summary = result_of(state)
     show_outcome(summary, folder)
     return summary
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nightfold.errors import UsageError
+from nightfold.errors import NightfoldError, UsageError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -28,6 +30,7 @@ def prepare_prefect(workers: int = 0) -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
@@ -85,6 +88,49 @@ def _knock(url: str) -> None:
             f"No Prefect server answers at {url}: start one with 'prefect server start', or unset "
             "PREFECT_API_URL, and the command starts its own."
         ) from error
+
+
+@contextmanager
+def server_blamed() -> Iterator[None]:
+    """Say in one sentence that the server is gone or broken, if that is why the block fails.
+
+    Raises
+    ------
+    NightfoldError
+        In place of whatever Prefect has made of it.
+    """
+    try:
+        yield
+    except NightfoldError:
+        raise
+    except Exception as error:
+        if told := _told_of_server(error):
+            raise NightfoldError(
+                f"{told} Run the same command again then; it goes on where it was."
+            ) from error
+        raise
+
+
+def _told_of_server(error: BaseException) -> str | None:
+    """What is wrong with the server, if anything is."""
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PrefectHTTPStatusError) and cause.response.status_code >= 500:
+            answer = f"{cause.response.status_code} {cause.response.reason_phrase}"
+            return (
+                f"The Prefect server at {url} answers {answer}: see its log, and whether the disk "
+                "of its database (PREFECT_HOME, by default ~/.prefect) is full."
+            )
+        cause = cause.__cause__ or cause.__context__
+    try:
+        _knock(str(url))
+    except UsageError:
+        return f"The Prefect server at {url} has ended or no longer answers: start it again."
+    return None
 
 
 def result_of(state: State[Any]) -> Any:

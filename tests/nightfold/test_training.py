@@ -204,7 +204,9 @@ def test_a_checkpoint_holds_all_that_the_next_epoch_needs(small_mnist, tmp_path)
 def test_a_checkpoint_of_another_training_is_not_continued(small_mnist, tmp_path):
     run(small_mnist, candidate(epochs=1), checkpoint=tmp_path / "c.npz")
     other = run(small_mnist, candidate(epochs=1), checkpoint=tmp_path / "c.npz", seed=4)
-    assert (other.probabilities == run(small_mnist, candidate(epochs=1), seed=4).probabilities).all()
+    assert (
+        other.probabilities == run(small_mnist, candidate(epochs=1), seed=4).probabilities
+    ).all()
 
 
 def test_labels_of_scored_rows_never_reach_the_weights(small_mnist, tmp_path):

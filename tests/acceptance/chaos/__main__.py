@@ -77,7 +77,9 @@ class Chain:
         while kills > 0:
             attempt = self.arena.start(self.artifacts, run=self.run)
             for victim in self.rng.choices(
-                ["flow", "worker", "group", "server"], [3, 4, 3, 10 * server], k=self.rng.randint(1, 3)
+                ["flow", "worker", "group", "server"],
+                [3, 4, 3, 10 * server],
+                k=self.rng.randint(1, 3),
             ):
                 ended = attempt.wait(self.rng.uniform(0, 0.7 * self.arena.seconds))
                 if ended is not None:
@@ -137,13 +139,18 @@ class Chain:
             outcome["equal"] = f"it ended with {ended}: {self.arena.said(self.artifacts)[-600:]}"
         lines = ledger(self.artifacts)
         outcome["most_repeated"], outcome["repeated"] = repeated_epochs(lines)
-        outcome["left"] = ", ".join(str(p.relative_to(self.artifacts)) for p in leftovers(self.artifacts))
+        outcome["left"] = ", ".join(
+            str(p.relative_to(self.artifacts)) for p in leftovers(self.artifacts)
+        )
         faults = "; ".join(faults_at_any_moment(self.artifacts))
         return [{**row, **outcome, "at_the_end": faults} for row in self.rows]
 
 
 def night(arena, name, rng, plan):
-    """One chain from the first kill to the comparison; `plan` is writes, or how often the server."""
+    """One chain, from the first kill to the comparison.
+
+    `plan` is a list of writes to be killed at, or how often the server is killed at random.
+    """
     chain = Chain(arena, name, rng, rng.choice([RUN, RUN, None]))
     if isinstance(plan, list):
         chain.inside_writes(plan)
@@ -211,7 +218,9 @@ def main(
     kills: Annotated[int, typer.Option(help="Kills to reach, those in the table included.")] = 200,
     minutes: Annotated[float, typer.Option(help="Begin no chain after so many.")] = 60,
     seed: Annotated[int | None, typer.Option(help="Of what is killed and when.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where nights run; kept, and used again.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where nights run; kept, and used again.")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Forget earlier results.")] = False,
 ) -> None:
     """Kill nights until there are enough kills or the time is over."""
@@ -222,8 +231,8 @@ def main(
     home = folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     server = Server.anywhere(home / "prefect")
     server.start()
+    arena = Arena(home, server)
     try:
-        arena = Arena(home, server)
         arena.prepare()
         number = 0
         while len(known) < kills and time.monotonic() - began < 60 * minutes:
@@ -232,7 +241,9 @@ def main(
             plan = [choose(arena.writes(), hit, rng, KILLS_A_CHAIN) for _ in range(2)]
             if number % 2 == 0:
                 plan = [0.0, 0.0] if number % 4 else [0.1]  # a killed server ends both nights
-            names = [f"chain-{seed}-{number}{letter}" for letter, _ in zip("ab", plan, strict=False)]
+            names = [
+                f"chain-{seed}-{number}{letter}" for letter, _ in zip("ab", plan, strict=False)
+            ]
             with ThreadPoolExecutor() as pool:
                 work = [
                     pool.submit(night, arena, name, random.Random(f"{name}"), one)
@@ -244,6 +255,7 @@ def main(
                 say(rows, len(known))
             publish(known)
     finally:
+        arena.end()
         server.kill()
 
 

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -47,7 +48,7 @@ TIMES = {  # what a clock or the machine decides, and no seed
     "finished_at",
     "seconds",
 }
-PATIENCE = 300
+PATIENCE = 900
 """Seconds after which a command that should have ended is a fault."""
 
 
@@ -81,10 +82,11 @@ class Server:
             "DO_NOT_TRACK": "1",
         }
 
-    def start(self):
-        log = (self.home / "server.log").open("ab")
+    def start(self, enter=()):
+        """Start it; `enter` is a command that starts another."""
+        log = self.home.with_name(f"{self.home.name}.log").open("ab")
         self.process = subprocess.Popen(
-            [*(sys.executable, "-m", "prefect", "server", "start"), "--port", str(self.port)],
+            [*enter, sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
             env=self.environment,
             stdout=log,
             stderr=log,
@@ -113,7 +115,6 @@ class Attempt:
 
     process: subprocess.Popen[bytes]
     began: float
-    kills: list[str] = field(default_factory=list)
 
     def workers(self):
         try:
@@ -129,14 +130,10 @@ class Attempt:
             return None
 
     def end(self):
-        """Kill whatever is left of it."""
-        for process in psutil.process_iter(["pid"]):
-            try:
-                if os.getsid(process.pid) == self.process.pid:
-                    process.kill()
-            except (OSError, psutil.Error):
-                continue
-        self.process.wait()
+        """Kill whatever is left of it; workers of a flow that is gone end by themselves."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 class Arena:
@@ -146,6 +143,7 @@ class Arena:
         self.folder, self.server = folder, server
         self.experiment = HERE / "night.toml"
         self.before, self.calm = folder / "before", folder / "calm"
+        self.attempts: list[Attempt] = []
 
     def prepare(self):
         """Make what is missing: a champion, then an undisturbed night with its list of writes."""
@@ -231,13 +229,25 @@ class Arena:
         }
         with notes.with_name(f"{notes.name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*enter, *COMMAND, flow, str(self.experiment), *sum(map(list, arguments.items()), [])],
+                [
+                    *enter,
+                    *COMMAND,
+                    flow,
+                    str(self.experiment),
+                    *chain.from_iterable(arguments.items()),
+                ],
                 env=environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        return Attempt(process, time.monotonic())
+        self.attempts.append(Attempt(process, time.monotonic()))
+        return self.attempts[-1]
+
+    def end(self):
+        """Kill whatever was started and is left."""
+        for attempt in self.attempts:
+            attempt.end()
 
     def said(self, artifacts):
         return artifacts.with_name(f"{artifacts.name}.log").read_text()[-3000:]
@@ -314,7 +324,7 @@ def published(artifacts):
 
 def leftovers(artifacts):
     """Files that nobody will ever need again."""
-    found = [p for p in artifacts.rglob(f"{TEMPORARY}*")]
+    found = list(artifacts.rglob(f"{TEMPORARY}*"))
     found += [
         p for p in artifacts.glob("folds/*/checkpoint*.npz") if (p.parent / "result.json").exists()
     ]
@@ -362,14 +372,14 @@ def weights_of(artifacts, version):
     """Every array of a sealed model, as bytes."""
     found = {}
     with zipfile.ZipFile(artifacts / "models" / str(version) / "model.keras") as archive:
-        with h5py.File(BytesIO(archive.read("model.weights.h5"))) as file:
-            file.visititems(
-                lambda name, item: (
-                    found.update({name: item[()].tobytes()})
-                    if isinstance(item, h5py.Dataset)
-                    else None
-                )
-            )
+        weights = BytesIO(archive.read("model.weights.h5"))
+
+    def keep(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()].tobytes()
+
+    with h5py.File(weights) as file:
+        file.visititems(keep)
     assert found
     return found
 

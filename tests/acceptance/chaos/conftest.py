@@ -1,9 +1,5 @@
 """An arena with a Prefect server of its own, ready for nights to be disturbed in."""
 
-import subprocess
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
 
 from tests.acceptance.chaos.arena import Arena, Server
@@ -22,4 +18,5 @@ def server(tmp_path_factory):
 def arena(server, tmp_path_factory):
     arena = Arena(tmp_path_factory.mktemp("arena"), server)
     arena.prepare()
-    return arena
+    yield arena
+    arena.end()

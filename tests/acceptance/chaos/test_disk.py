@@ -1,11 +1,19 @@
 """A full disk, a read-only folder, a rename that fails: one sentence, nothing half published."""
 
+import shlex
 import shutil
 
 import pytest
 
 from nightfold.store import TEMPORARY
-from tests.acceptance.chaos.arena import RUN, champion_of, differences, faults_at_any_moment
+from tests.acceptance.chaos.arena import (
+    RUN,
+    Arena,
+    Server,
+    champion_of,
+    differences,
+    faults_at_any_moment,
+)
 from tests.acceptance.chaos.disk import Disk
 
 pytestmark = pytest.mark.slow
@@ -38,9 +46,7 @@ class Night:
     def run(self, at="", how="", through=(), **options):
         """Run it to its end: exit code and what it said."""
         enter = [*self.disk.enter, *through]
-        attempt = self.arena.start(
-            self.folder, at, how, enter=enter, notes=self.notes, **options
-        )
+        attempt = self.arena.start(self.folder, at, how, enter=enter, notes=self.notes, **options)
         return attempt.wait(), self.arena.said(self.notes)
 
     @property
@@ -129,3 +135,30 @@ def test_a_rename_that_fails(night, disk):
     assert "Device or resource busy" in night.fails()
     disk.run("umount", mounted)
     night.ends_as_if_nothing_had_been()
+
+
+def test_a_server_that_is_killed_or_whose_disk_is_full(arena, disk, tmp_path):
+    """The command ends with one sentence; when the server is back, so does the night."""
+    fill = shlex.join([*disk.enter, "dd", "if=/dev/zero", f"of={disk.inside}/ballast", "bs=4k"])
+    server = Server.anywhere(disk.inside / "prefect")
+    server.start(disk.enter)
+    try:
+        another = Arena(tmp_path / "arena", server)
+        shutil.copytree(arena.folder / "digits", another.folder / "digits")
+        artifacts = tmp_path / "artifacts"
+        shutil.copytree(arena.before, artifacts)
+        for how, said in (
+            (fill, "whether the disk"),
+            (f"kill -9 -{server.process.pid}", "no longer answers"),
+        ):
+            attempt = another.start(artifacts, "worker open folds/*/.part-checkpoint.npz#1", how)
+            assert attempt.wait() == 1, another.said(artifacts)
+            sentence = another.said(artifacts).splitlines()[-1]
+            assert sentence.startswith(f"nightfold: The Prefect server at {server.url} ")
+            assert said in sentence
+            disk.empty()
+        server.start(disk.enter)
+        assert another.start(artifacts).wait() == 0, another.said(artifacts)
+        assert not differences(artifacts, arena.calm, RUN)
+    finally:
+        server.kill()

@@ -57,7 +57,7 @@ class Watch:
     def write(self, what, path):
         if isinstance(path, int):
             try:
-                path = os.readlink(f"/proc/self/fd/{path}")
+                path = os.readlink(f"/proc/self/fd/{path}")  # noqa: PTH115 (what is not a path)
             except OSError:
                 return
         path = os.fsdecode(path)
@@ -82,7 +82,7 @@ class Watch:
             subprocess.run(how, shell=True, check=False, stderr=subprocess.DEVNULL)
             return
         if how == "torn" and Path(path).is_file():
-            os.truncate(path, os.path.getsize(path) // 2)
+            os.truncate(path, Path(path).stat().st_size // 2)
         if how == "group":
             os.killpg(os.getpgrp(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -143,5 +143,5 @@ def start():
 
 
 # A Prefect server that is started from here is watched by nobody: it has files of its own.
-if "CHAOS_LEDGER" in os.environ and "uvicorn" not in " ".join(sys.orig_argv):
+if "CHAOS_LEDGER" in os.environ and "flows.server" not in sys.orig_argv:
     start()
