@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from flows.runners import make_runner
+from flows.runners import _contain_exits, make_runner
 from nightfold.errors import UsageError
 from nightfold.experiment import shipped
 
@@ -130,6 +132,18 @@ def test_neither_workers_nor_server_outlive_an_interrupted_or_killed_flow(
     process.send_signal(sent)
     process.wait(timeout=20)
     wait_until(lambda: not any(map(alive, started)), 5)
+
+
+@slow
+def test_a_step_that_exits_in_a_worker_ends_in_an_error():
+    """As it is, its exit would end the thread that hands out results, and the flow would wait."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        _contain_exits(pool)
+        exited = pool.submit(sys.exit, 1)
+        exited.add_done_callback(Future.result)
+        with pytest.raises(ChildProcessError, match="gave up"):
+            exited.result(timeout=60)
+        assert pool.submit(abs, -1).result(timeout=60) == 1
 
 
 @pytest.mark.parametrize("name", ["processes", "threads", "sequential"])
