@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -84,7 +84,8 @@ def alone(
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            with suppress(OSError):  # A disk that has turned read-only must not hide the error.
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

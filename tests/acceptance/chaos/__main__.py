@@ -35,7 +35,6 @@ from tests.acceptance.chaos.arena import (
 
 TABLE = RESULTS / "chaos.parquet"
 PAGE = ROOT / "docs" / "robustness.md"
-KILLS_A_CHAIN = 10
 
 
 class Chain:
@@ -146,7 +145,7 @@ class Chain:
         return [{**row, **outcome, "at_the_end": faults} for row in self.rows]
 
 
-def night(arena, name, rng, plan):
+def night(arena, name, rng, plan, each):
     """One chain, from the first kill to the comparison.
 
     `plan` is a list of writes to be killed at, or how often the server is killed at random.
@@ -155,7 +154,7 @@ def night(arena, name, rng, plan):
     if isinstance(plan, list):
         chain.inside_writes(plan)
     else:
-        chain.at_random(KILLS_A_CHAIN, server=plan)
+        chain.at_random(each, server=plan)
     return [{"chain": name, **row} for row in chain.finish()]
 
 
@@ -217,6 +216,7 @@ def publish(rows: pd.DataFrame) -> None:
 def main(
     kills: Annotated[int, typer.Option(help="Kills to reach, those in the table included.")] = 200,
     minutes: Annotated[float, typer.Option(help="Begin no chain after so many.")] = 60,
+    each: Annotated[int, typer.Option(help="Kills of one night, about.")] = 10,
     seed: Annotated[int | None, typer.Option(help="Of what is killed and when.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where nights run; kept, and used again.")
@@ -238,7 +238,7 @@ def main(
         while len(known) < kills and time.monotonic() - began < 60 * minutes:
             number += 1
             hit = Counter(known["what"]) if len(known) else Counter()
-            plan = [choose(arena.writes(), hit, rng, KILLS_A_CHAIN) for _ in range(2)]
+            plan = [choose(arena.writes(), hit, rng, each) for _ in range(2)]
             if number % 2 == 0:
                 plan = [0.0, 0.0] if number % 4 else [0.1]  # a killed server ends both nights
             names = [
@@ -246,7 +246,7 @@ def main(
             ]
             with ThreadPoolExecutor() as pool:
                 work = [
-                    pool.submit(night, arena, name, random.Random(f"{name}"), one)
+                    pool.submit(night, arena, name, random.Random(name), one, each)
                     for name, one in zip(names, plan, strict=True)
                 ]
             for done in work:
