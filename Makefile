@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast chaos lint format lock clean
+.PHONY: help setup run test fast chaos hostile fuzz load lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,7 +26,7 @@ test: setup ## lint, types, import contract and all tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --cov --cov-report= --cov-fail-under=0 tests/nightfold tests/tasks tests/flows tests/benchmarks
+	$(BIN)/pytest --cov --cov-report= --cov-fail-under=0 tests/nightfold tests/tasks tests/flows tests/benchmarks tests/hostile
 	$(BIN)/pytest --cov --cov-append tests/acceptance
 
 fast: setup ## the tests that need no training and no server
@@ -34,6 +34,16 @@ fast: setup ## the tests that need no training and no server
 
 chaos: setup ## kill nights 200 times, compare each with an undisturbed one (an hour)
 	$(BIN)/python -m tests.acceptance.chaos --fresh
+
+load: setup ## the full load on PostgreSQL, and a night that is lost with its machine (an hour)
+	NIGHTFOLD_LOAD=full $(BIN)/pytest --no-cov -s --timeout 0 tests/acceptance/test_load.py tests/acceptance/test_automations.py
+
+hostile: setup ## give the corpus of hostile input to every reader and print the table
+	$(BIN)/python -m tests.hostile
+
+fuzz: setup ## damage every format under coverage guidance for a quarter of an hour (Linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3"
+	$(BIN)/python -m tests.fuzz
 
 format: setup ## format the code
 	$(BIN)/ruff check --fix .

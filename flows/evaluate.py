@@ -19,6 +19,7 @@ from nightfold.summary import Summary
     flow_run_name="evaluate {settings.experiment}",
     retries=2,
     retry_delay_seconds=1,
+    persist_result=False,
     description=__doc__,
 )
 def evaluate(settings: Settings = DEFAULTS) -> Summary | State[Any]:

@@ -19,8 +19,9 @@ from prefect.client.schemas.objects import FlowRunPolicy, State
 from prefect.states import Failed
 from prefect.task_runners import TaskRunner
 
+from flows import logs
 from flows.settings import Settings
-from nightfold import __version__, lock
+from nightfold import __version__, lock, signature
 from nightfold.dataset import DatasetHandle
 from nightfold.difference import Record
 from nightfold.errors import NightfoldError
@@ -29,10 +30,12 @@ from nightfold.finaljob import FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.racing import Race, Stop
+from nightfold.runlog import RunLog
 from nightfold.store import Store, make_folder, write_json
 from nightfold.summary import (
     CandidateFacts,
     DatasetFacts,
+    DiskFacts,
     FinalFacts,
     PlanFacts,
     PromotionFacts,
@@ -70,6 +73,8 @@ class Run:
 
         The name comes from Prefect's flow run, so a retry of the flow continues the same run.
         """
+        if flow == "retrain":
+            signature.check_settings()
         started_at = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
         run_id = settings.run_id or (
             f"{started_at:%Y%m%d-%H%M%S}-{str(runtime.flow_run.id or '').replace('-', '')[:6]}"
@@ -89,12 +94,18 @@ class Run:
         with lock.alone(self.store, self.run_id, minutes=self.settings.wait, tell=_tell):
             self.store.sweep()
             make_folder(self.folder)
+            logs.keep(self.log)
             yield
 
     @property
     def folder(self) -> Path:
         """The run's folder under the artifacts."""
         return self.store.run(self.run_id)
+
+    @property
+    def log(self) -> RunLog:
+        """Where the flow and its folds leave their lines."""
+        return RunLog(folder=str(self.folder), flow_run_id=runtime.flow_run.id)
 
     @property
     def artifacts(self) -> str:
@@ -133,6 +144,7 @@ class Prepared:
                 fold=fold,
                 seed=run.experiment.seed,
                 artifacts=run.artifacts,
+                log=run.log,
             )
             for candidate in self.experiment.candidates
             for repeat in range(1, self.plan.repeats + 1)
@@ -161,6 +173,7 @@ class Prepared:
             run_id=run.run_id,
             artifacts=run.artifacts,
             h5=run.settings.h5,
+            log=run.log,
         )
 
 
@@ -349,6 +362,7 @@ def publish(
         guest=scored.guest,
         final=final,
         promotion=promotion,
+        disk=DiskFacts.of(run.store),
     )
     summary.write(run.folder)
     report(str(run.folder))

@@ -14,7 +14,12 @@ from tasks.predict import Predicted
 from tasks.predict import predict as classify_folder
 
 
-@flow(name="predict", flow_run_name="predict {folder}", description=__doc__)
+@flow(
+    name="predict",
+    flow_run_name="predict {folder}",
+    description=__doc__,
+    persist_result=False,
+)
 def predict(
     folder: str,
     model: str = "champion",

@@ -21,6 +21,7 @@ from tasks.promote import promote
     flow_run_name="retrain {settings.experiment}",
     retries=2,
     retry_delay_seconds=1,
+    persist_result=False,
     description=__doc__,
 )
 def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:

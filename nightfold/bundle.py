@@ -1,35 +1,47 @@
 """Bundle: a folder with everything needed to use a model and to trust it.
 
 Sealing writes it complete or not at all; verifying compares every byte with the manifest before
-anything is deserialised; loading checks that the model still gives the answers it gave when it was
-sealed. A manifest proves that nothing was altered by accident; that nobody replaced manifest and
-model together is proven by its sha256 in the champion pointer (`nightfold.registry`). Training and
-the decision what to promote are not here.
+anything is deserialised; loading uses the very bytes that were verified, refuses a model file that
+holds more than a network (`nightfold.modelfile`), and checks that the model still gives the answers
+it gave when it was sealed. A manifest proves that nothing was altered by accident; that nobody
+replaced manifest and model together is proven by its sha256 in the champion pointer
+(`nightfold.registry`) and by a signature (`nightfold.signature`). Training and the decision what to
+promote are not here.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import os
+import stat
+import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nightfold import __version__, backend
+from nightfold import __version__, backend, modelfile, signature
 from nightfold.errors import BundleRefused, UsageError
-from nightfold.store import atomic_folder, sha256_file, write_json
+from nightfold.signature import SIGNATURE, SIGNATURE_BYTES
+from nightfold.store import atomic_file, atomic_folder, sha256_file, write_json
+from nightfold.zoo import import_trusted
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL, MODEL_H5, GOLDEN, CARD = "model.keras", "model.h5", "golden.npz", "README.md"
 REQUIRED = frozenset({MODEL, GOLDEN, CARD})
 ALLOWED = REQUIRED | {MODEL_H5}
+
+MAX_MANIFEST_BYTES = 2**24
 
 GOLDEN_TOLERANCE = 2e-3
 """Largest difference of a golden probability that is still the same model.
@@ -44,6 +56,7 @@ are not what this is for: the sha256 finds those.
 _BATCH = 256
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=1, le=8192)]
 VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 
 
@@ -118,7 +131,7 @@ class Manifest(ModelFacts):
 
     format: int
     files: dict[str, FileFacts]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[Side, Side, Literal[1, 3]]
     input_dtype: str
     created_at: datetime
     code_version: str
@@ -171,7 +184,8 @@ def seal(
     """Write `model` as the bundle ``folder/<version>``, complete or not at all.
 
     The written file is loaded back in safe mode before it is published, so what cannot be loaded
-    is never sealed. Sealing a version of the same run a second time returns the first bundle.
+    is never sealed. It is signed if a key is configured. Sealing a version of the same run a second
+    time returns the first bundle.
 
     Parameters
     ----------
@@ -188,9 +202,9 @@ def seal(
     Raises
     ------
     BundleRefused
-        If the model gives numbers that are not finite, or Keras cannot load it in safe mode.
+        If the model gives numbers that are not finite, or cannot be loaded in safe mode.
     UsageError
-        If another model is already sealed under this version.
+        If another model is already sealed under this version, or the signing key is unusable.
     """
     target = folder / facts.version
     if target.exists():
@@ -212,10 +226,37 @@ def seal(
             model.save(part / MODEL_H5)
         np.savez(part / GOLDEN, images=golden_images, probabilities=probabilities)
         (part / CARD).write_text(_card(facts, golden_images.shape[1:], h5), encoding="utf-8")
-        _check_golden(_load_model(part / MODEL), golden_images, probabilities, part)
+        loaded = _load_model((part / MODEL).read_bytes(), target / MODEL)
+        _check_golden(loaded, golden_images, probabilities, target)
         manifest = Manifest.describing(part, facts, golden_images.shape[1:])
         write_json(part / MANIFEST, manifest.model_dump(mode="json"))
+        if signed := signature.sign((part / MANIFEST).read_bytes()):
+            (part / SIGNATURE).write_bytes(signed)
     return _sealed_before(target, facts)
+
+
+def sign(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
+    """Sign the bundle at `path` with the configured key, after comparing every file.
+
+    Raises
+    ------
+    BundleRefused
+        As `verify` does, the signature apart.
+    UsageError
+        If no signing key is configured, or it is unusable.
+    """
+    content = _read_plain(path / MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = _parse_manifest(content, path, manifest_sha256)
+    _read_files(path, manifest, keep=())
+    signed = signature.sign(content)
+    if signed is None:
+        raise UsageError(
+            f"There is no key to sign with: set {signature.SIGNING_KEY} to the PEM file of an "
+            "Ed25519 private key."
+        )
+    with atomic_file(path / SIGNATURE) as part:
+        part.write_bytes(signed)
+    return manifest
 
 
 def read_manifest(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
@@ -232,37 +273,13 @@ def read_manifest(path: Path, *, manifest_sha256: str | None = None) -> Manifest
     BundleRefused
         If there is none, it is not the expected one, or its format is unknown.
     """
-    file = path / MANIFEST
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise BundleRefused(
-            f"{path} is not a model bundle: its {MANIFEST} cannot be read "
-            f"({error.strerror or error}); seal the model again."
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if manifest_sha256 not in (None, found):
-        raise BundleRefused(
-            f"{file} was altered (sha256 {found[:12]}, expected {str(manifest_sha256)[:12]}): "
-            "restore it or use another version."
-        )
-    try:
-        document = json.loads(content)
-        form = document["format"]
-        if form == FORMAT:
-            return Manifest.model_validate(document)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleRefused(
-            f"{file} is not a bundle manifest: {_first_line(error)}; restore it or use another "
-            "version."
-        ) from error
-    raise BundleRefused(
-        f"{file} has bundle format {form!r}, and this Nightfold reads format {FORMAT}: use the "
-        "Nightfold that sealed it or seal the model again."
-    )
+    content = _read_plain(path / MANIFEST, MAX_MANIFEST_BYTES)
+    return _parse_manifest(content, path, manifest_sha256)
 
 
-def verify(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
+def verify(
+    path: Path, *, manifest_sha256: str | None = None, public_key: Path | None = None
+) -> Manifest:
     """Compare every file of the bundle at `path` with its manifest; deserialise nothing.
 
     Parameters
@@ -270,6 +287,8 @@ def verify(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
     path : Path
     manifest_sha256 : str, optional
         What the manifest's own sha256 must be, see `read_manifest`.
+    public_key : Path, optional
+        The key that must have signed it; by default the configured one, if any.
 
     Returns
     -------
@@ -278,24 +297,12 @@ def verify(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
     Raises
     ------
     BundleRefused
-        Naming the first file that is unknown, missing, too much, or not what the manifest says.
+        Naming the first file that is unknown, missing, too much, or not what the manifest says; or
+        if the signature that is asked for is missing or another.
+    UsageError
+        If the public key cannot be used.
     """
-    manifest = read_manifest(path, manifest_sha256=manifest_sha256)
-    # Only these names exist in this format, so no name can lead out of the folder.
-    for name in sorted(manifest.files.keys() - ALLOWED):
-        raise BundleRefused(
-            f"{path / MANIFEST} lists the file {name!r}, which no bundle has: do not use it."
-        )
-    present = {entry.name for entry in path.iterdir()}
-    for name in sorted((REQUIRED | manifest.files.keys()) - present):
-        raise BundleRefused(f"{path / name} is missing: restore it or use another version.")
-    for name in sorted(present - manifest.files.keys() - {MANIFEST}):
-        raise BundleRefused(
-            f"{path / name} is not in the bundle's manifest: remove it or use another version."
-        )
-    for name, expected in manifest.files.items():
-        _verify_file(path / name, expected)
-    return manifest
+    return _read(path, manifest_sha256, public_key, keep=())[0]
 
 
 @dataclass(frozen=True)
@@ -317,28 +324,31 @@ class Bundle:
     model: Any
 
     @classmethod
-    def load(cls, path: str | Path) -> Bundle:
+    def load(cls, path: str | Path, *, manifest_sha256: str | None = None) -> Bundle:
         """Verify the bundle at `path`, load its model and ask it the golden questions.
 
-        Keras's safe mode runs no code from the file. A layer of your own is found if the module
-        that registers it (``keras.saving.register_keras_serializable``) was imported before.
+        Every file is read once: what is deserialised is what was verified. No code from the file
+        runs. A layer of your own is found if the module that registers it
+        (``keras.saving.register_keras_serializable``) was imported before, or is named by the
+        environment variable ``NIGHTFOLD_MODULES``.
+
+        Parameters
+        ----------
+        path : path-like
+        manifest_sha256 : str, optional
+            What the manifest's own sha256 must be; `nightfold.registry.Registry.load` knows it.
 
         Raises
         ------
         BundleRefused
-            If the bundle is incomplete or altered, Keras cannot load the model in safe mode, or
-            the model's answers differ from those at sealing by more than `GOLDEN_TOLERANCE`.
+            If the bundle is incomplete or altered or lacks the signature that is asked for, the
+            model file holds more than a network, or the model's answers differ from those at
+            sealing by more than `GOLDEN_TOLERANCE`.
         """
         path = Path(path)
-        manifest = verify(path)
-        try:
-            with np.load(path / GOLDEN, allow_pickle=False) as golden:
-                images, probabilities = golden["images"], golden["probabilities"]
-        except (ValueError, KeyError, OSError) as error:
-            raise BundleRefused(
-                f"{path / GOLDEN} cannot be read ({_first_line(error)}): seal the model again."
-            ) from error
-        model = _load_model(path / MODEL)
+        manifest, contents = _read(path, manifest_sha256, None, keep={MODEL, GOLDEN})
+        images, probabilities = _read_golden(contents[GOLDEN], manifest, path / GOLDEN)
+        model = _load_model(contents[MODEL], path / MODEL)
         _check_golden(model, images, probabilities, path)
         return cls(path=path, manifest=manifest, golden_images=images, model=model)
 
@@ -379,18 +389,63 @@ def _probabilities(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]
     return np.concatenate(parts)
 
 
-def _load_model(file: Path) -> Any:
+def _load_model(content: bytes, file: Path) -> Any:
+    """The model in `content`, which was read from `file`."""
+    try:
+        own = modelfile.inspect(content)
+    except modelfile.Unsafe as unsafe:
+        raise BundleRefused(
+            f"{file} is not loaded: {unsafe}; build the model of Keras's stock layers and your own "
+            "registered ones."
+        ) from unsafe
     backend.start()
     import keras
 
-    try:
-        return keras.saving.load_model(file, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever a layer's constructor raises.
+    import_trusted()
+    if unknown := own - keras.saving.get_custom_objects().keys():
         raise BundleRefused(
-            f"Keras cannot load {file} in safe mode ({_first_line(error)}): build the model of "
-            "stock layers, or register your own with keras.saving.register_keras_serializable "
-            "and import their module first."
+            f"{file} is not loaded: it uses {min(unknown)!r}, which nobody here has registered; "
+            "register your own class with keras.saving.register_keras_serializable and name its "
+            "module in NIGHTFOLD_MODULES."
+        )
+    # Keras loads by path alone; nobody else may write to this folder.
+    with tempfile.TemporaryDirectory(prefix="nightfold-") as folder:
+        copy = Path(folder) / MODEL
+        copy.write_bytes(content)
+        try:
+            return keras.saving.load_model(copy, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises whatever a layer's constructor raises.
+            raise BundleRefused(
+                f"Keras cannot load {file} in safe mode ({_first_line(error)}): use the library "
+                "versions of its manifest or seal the model again."
+            ) from error
+
+
+def _read_golden(
+    content: bytes, manifest: Manifest, file: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Golden images and the probabilities they gave."""
+    try:
+        modelfile.stored_members(content, {"images.npy", "probabilities.npy"})
+        with np.load(io.BytesIO(content), allow_pickle=False) as golden:
+            images, probabilities = golden["images"], golden["probabilities"]
+    except (ValueError, KeyError, OSError, EOFError, MemoryError, TypeError) as error:
+        raise BundleRefused(
+            f"{file} cannot be read ({_first_line(error)}): seal the model again."
         ) from error
+    n, classes = len(images) if images.ndim else 0, len(manifest.class_names)
+    if not (
+        n
+        and images.shape == (n, *manifest.input_shape)
+        and images.dtype == np.uint8
+        and probabilities.shape == (n, classes)
+        and probabilities.dtype.kind == "f"
+    ):
+        raise BundleRefused(
+            f"{file} does not hold images and answers of the manifest's shape: seal the model "
+            "again."
+        )
+    return images, probabilities
 
 
 def _check_golden(
@@ -408,21 +463,134 @@ def _check_golden(
         )
 
 
-def _verify_file(file: Path, expected: FileFacts) -> None:
-    if file.is_symlink() or not file.is_file():
-        raise BundleRefused(f"{file} is not a plain file: restore it or use another version.")
-    size = file.stat().st_size
-    if size != expected.bytes:
+def _read(
+    path: Path, manifest_sha256: str | None, public_key: Path | None, keep: Collection[str]
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the files named in `keep`, after everything was verified."""
+    content = _read_plain(path / MANIFEST, MAX_MANIFEST_BYTES)
+    if key := public_key or signature.configured_public_key():
+        signed = None
+        if (path / SIGNATURE).exists():
+            signed = _read_plain(path / SIGNATURE, SIGNATURE_BYTES)
+        signature.check(content, signed, key, path)
+    manifest = _parse_manifest(content, path, manifest_sha256)
+    return manifest, _read_files(path, manifest, keep)
+
+
+def _parse_manifest(content: bytes, path: Path, manifest_sha256: str | None) -> Manifest:
+    file = path / MANIFEST
+    found = hashlib.sha256(content).hexdigest()
+    if manifest_sha256 not in (None, found):
         raise BundleRefused(
-            f"{file} was altered ({size} bytes, expected {expected.bytes}): restore it or use "
-            "another version."
+            f"{file} was altered (sha256 {found[:12]}, expected {str(manifest_sha256)[:12]}): "
+            "restore it or use another version."
         )
-    found = sha256_file(file)
+    try:
+        document = json.loads(
+            content, parse_constant=_no_number, object_pairs_hook=_without_repetition
+        )
+        form = document["format"]
+        if form == FORMAT and type(form) is int:
+            return Manifest.model_validate(document)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleRefused(
+            f"{file} is not a bundle manifest: {_first_line(error)}; restore it or use another "
+            "version."
+        ) from error
+    raise BundleRefused(
+        f"{file} has bundle format {form!r}, and this Nightfold reads format {FORMAT}: use the "
+        "Nightfold that sealed it or seal the model again."
+    )
+
+
+def _read_files(path: Path, manifest: Manifest, keep: Collection[str]) -> dict[str, bytes]:
+    """Compare every file with the manifest; the content of those in `keep`."""
+    # Only these names exist in this format, so no name can lead out of the folder.
+    for name in sorted(manifest.files.keys() - ALLOWED):
+        raise BundleRefused(
+            f"{path / MANIFEST} lists the file {name!r}, which no bundle has: do not use it."
+        )
+    present = {entry.name for entry in path.iterdir()}
+    for name in sorted((REQUIRED | manifest.files.keys()) - present):
+        raise BundleRefused(f"{path / name} is missing: restore it or use another version.")
+    for name in sorted(present - manifest.files.keys() - {MANIFEST, SIGNATURE}):
+        raise BundleRefused(
+            f"{path / name} is not in the bundle's manifest: remove it or use another version."
+        )
+    contents = {}
+    for name, expected in manifest.files.items():
+        content = _read_verified(path / name, expected, keep=name in keep)
+        if content is not None:
+            contents[name] = content
+    return contents
+
+
+def _read_verified(file: Path, expected: FileFacts, *, keep: bool) -> bytes | None:
+    """Compare a file with the manifest; its content if it is to be kept in memory."""
+    content = None
+    with _open_plain(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size != expected.bytes:
+            raise BundleRefused(
+                f"{file} was altered ({size} bytes, expected {expected.bytes}): restore it or use "
+                "another version."
+            )
+        if keep:
+            content = stream.read(size)
+            found = hashlib.sha256(content).hexdigest()
+        else:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected.sha256:
         raise BundleRefused(
             f"{file} was altered (sha256 {found[:12]}, expected {expected.sha256[:12]}): restore "
             "it or use another version."
         )
+    return content
+
+
+def _read_plain(file: Path, limit: int) -> bytes:
+    with _open_plain(file) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise BundleRefused(f"{file} is larger than any bundle's: do not use the bundle.")
+    return content
+
+
+def _open_plain(file: Path) -> io.BufferedReader:
+    """Open a file that is neither a link nor a pipe, and may be swapped at any moment."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BundleRefused(_not_plain(file)) from error
+        if file.name == MANIFEST:
+            raise BundleRefused(
+                f"{file.parent} is not a model bundle: its {MANIFEST} cannot be read "
+                f"({error.strerror or error}); seal the model again."
+            ) from error
+        raise BundleRefused(
+            f"{file} cannot be read ({error.strerror or error}): restore it or use another version."
+        ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleRefused(_not_plain(file))
+    return open(descriptor, "rb")  # noqa: PTH123
+
+
+def _not_plain(file: Path) -> str:
+    return f"{file} is not a plain file: restore it or use another version."
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless a key occurs twice: other readers might take the other value."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError(f"a key of {sorted(document)} occurs twice")
+    return document
 
 
 def _sealed_before(target: Path, facts: ModelFacts) -> BundleHandle:
@@ -471,5 +639,5 @@ An image classifier, sealed by Nightfold {__version__} in the run {facts.run_id}
 The accuracy is that of images like those it was trained on; it says nothing of others.
 
 {older}Plain Keras reads the model: `keras.saving.load_model("{MODEL}", safe_mode=True)`.
-Every file's sha256 is in `{MANIFEST}`.
+Every file's sha256 is in `{MANIFEST}`; `nightfold models verify` compares them.
 """

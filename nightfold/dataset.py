@@ -12,11 +12,11 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nightfold.errors import DataRefused
 from nightfold.store import atomic_folder, write_json
@@ -48,6 +48,16 @@ class Split:
         """Hexadecimal sha256 of each row's pixel bytes."""
         images = np.ascontiguousarray(self.images)  # slicing a memory map row by row is slow
         return [hashlib.sha256(image.data).hexdigest() for image in images]
+
+
+class _Index(BaseModel):
+    """``dataset.json``, as far as it is read again."""
+
+    format: Literal[1]
+    name: str
+    origin: str
+    digest: str
+    class_names: tuple[str, ...]
 
 
 class DatasetHandle(BaseModel):
@@ -177,27 +187,29 @@ class Dataset:
             If the folder is not a complete snapshot.
         """
         path = Path(path)
+        # A damaged header makes NumPy raise almost anything.
         try:
-            about = json.loads((path / "dataset.json").read_text())
-            arrays = [
-                Split(
-                    np.load(path / f"{name}_images.npy", mmap_mode="r", allow_pickle=False),
-                    np.load(path / f"{name}_labels.npy", allow_pickle=False),
-                )
-                for name in SPLITS
-            ]
-        except (OSError, ValueError) as error:
+            about = _Index.model_validate_json((path / "dataset.json").read_bytes())
+            train, test = (_mapped(path, name) for name in SPLITS)
+            if train.images.shape[1:] != test.images.shape[1:]:
+                raise ValueError("train and test differ in shape")
+        except Exception as error:
+            what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            if isinstance(error, ValidationError):
+                first = error.errors(include_url=False)[0]
+                key = ".".join(map(str, first["loc"])) or "document"
+                what = f"dataset.json, {key}: {first['msg']}"
             raise DataRefused(
-                f"The snapshot {path} cannot be read ({error}): delete that folder and run again."
+                f"The snapshot {path} cannot be read ({what}): delete that folder and run again."
             ) from error
         return cls(
             path=path,
-            name=about["name"],
-            origin=about["origin"],
-            digest=about["digest"],
-            class_names=tuple(about["class_names"]),
-            train=arrays[0],
-            test=arrays[1],
+            name=about.name,
+            origin=about.origin,
+            digest=about.digest,
+            class_names=about.class_names,
+            train=train,
+            test=test,
         )
 
     def training_pixels(self) -> NDArray[np.uint8]:
@@ -262,6 +274,20 @@ class Dataset:
             train=first_rows(self.train),
             test=first_rows(self.test),
         )
+
+
+def _mapped(path: Path, name: str) -> Split:
+    """A split of the snapshot at `path`; its images are mapped, its labels read."""
+    split = Split(
+        np.load(path / f"{name}_images.npy", mmap_mode="r", allow_pickle=False),
+        np.load(path / f"{name}_labels.npy", allow_pickle=False),
+    )
+    images, labels = split.images, split.labels
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{name} images of shape {images.shape} do not go with labels of shape {labels.shape}"
+        )
+    return split
 
 
 def _digest(class_names: tuple[str, ...], train: Split, test: Split) -> str:

@@ -4,11 +4,38 @@ A message is one sentence: what is wrong, where (file, row, byte), what to do ab
 that is not in this module is a defect of ours and ends with exit code 1 and a traceback.
 """
 
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line, with every character that cannot be shown written as an escape.
+
+    The name of a file may hold a line break, a command to the terminal, or bytes that are no
+    letters; none of them may forge a line of a log or end the command that prints it.
+
+    Examples
+    --------
+    >>> print(printable("one\ntwo \x1b[2J caf\udce9 café"))
+    one\ntwo \x1b[2J caf\xe9 café
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that it could not decode
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
 
 class NightfoldError(Exception):
     """Something went wrong that the user can understand and mend."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(NightfoldError):

@@ -6,6 +6,8 @@ values without effect are refused. Digests of these models decide what may be re
 
 from __future__ import annotations
 
+import re
+import reprlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,17 +15,23 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nightfold.errors import UsageError
+from nightfold.files import given
 from nightfold.store import sha256_json
 
 Runner = Literal["processes", "threads", "sequential", "dask"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+MAX_BYTES = 64 * 2**10
+"""Size of the largest TOML file that is read; the shipped ones have 2 KB."""
+MAX_DOTS = 100
+"""Most dots of a key: Python's reader takes memory by the square of them."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Declared(BaseModel):
     """Base of everything read from TOML: immutable, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Optimizer(Declared):
@@ -171,8 +179,19 @@ class DatasetChoice(Declared):
     holdout: Fraction | None = Field(
         None, description="part held out for the final test when the source has no test split"
     )
-    holdout_seed: int = Field(1, ge=0)
+    holdout_seed: int = Field(1, ge=0, lt=2**31)
     limit: int | None = Field(None, ge=1, description="rows of each split, after a seeded shuffle")
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_local(cls, source: str) -> str:
+        if "://" in source:
+            # Not repeated: it may hold a password, and this sentence ends up in logs.
+            raise UsageError(
+                "The source of the data set is a remote address (it has '://'): download the data "
+                "and give its local path; an address with a password would be kept with every run."
+            )
+        return source
 
 
 class PlanChoice(Declared):
@@ -208,8 +227,6 @@ class PolicyChoice(Declared):
 
     No limit has a default: one that nobody has set must not let a model through.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     metric: Literal["accuracy"] = Field(description="what the challenger must be better at")
     rope: Fraction = Field(description="half width of the region of practical equivalence")
@@ -261,7 +278,7 @@ class Experiment(Declared):
     plan: PlanChoice = PlanChoice()
     policy: PolicyChoice | None = Field(None, description="without one nothing is promoted")
     racing: RacingChoice | None = Field(None, description="without one every fold is trained")
-    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    candidates: tuple[Candidate, ...] = Field(min_length=1, max_length=1000)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -378,7 +395,7 @@ def load_experiment(name: str | Path) -> Experiment:
     UsageError
         If there is no such file, or with file, key and limit if a value cannot be used.
     """
-    path = Path(name).expanduser()
+    path = given(name)
     if not path.is_file():  # a folder may have the name of an experiment
         path = shipped("experiments", f"{name}.toml")
     if not path.is_file():
@@ -386,10 +403,23 @@ def load_experiment(name: str | Path) -> Experiment:
         raise UsageError(
             f"There is no experiment {str(name)!r}: give the path of a TOML file or one of {known}."
         )
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError(
+            f"{path} is larger than {MAX_BYTES // 1024:,} KiB, so it is no experiment: check the "
+            "path."
+        )
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+        # Some editors begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig")
+        if any(part.count(".") > MAX_DOTS for part in re.split("[=\n]", text)):
+            raise ValueError(f"a key has more than {MAX_DOTS} dots")
+        document = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): check it.") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is not valid TOML: its values are nested too deep.") from error
+    except ValueError as error:  # of decoding, of TOML, or of an integer without end
+        raise UsageError(f"{path} is not valid TOML: {str(error)[:200].rstrip('.')}.") from error
     document.setdefault("name", path.stem)
     return _validated(document, str(path))
 
@@ -401,7 +431,7 @@ def _validated(document: dict[str, object], where: str) -> Experiment:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         whole = first["type"] == "missing" or isinstance(first["input"], dict)
-        given = "" if whole else f" (given: {first['input']!r})"
+        value = "" if whole else f" (given: {reprlib.repr(first['input'])})"
         what = first["msg"].removeprefix("Value error, ")
         what = what[:1].lower() + what[1:]
-        raise UsageError(f"In {where}, {key or 'the experiment'}: {what}{given}.") from error
+        raise UsageError(f"In {where}, {key or 'the experiment'}: {what}{value}.") from error

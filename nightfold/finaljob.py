@@ -17,11 +17,12 @@ from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import result_key
+from nightfold.runlog import RunLog
 from nightfold.scaling import Scaler
 from nightfold.store import Store, make_folder, write_json
 
 if TYPE_CHECKING:
-    from nightfold.training import Trained
+    from nightfold.training import Epoch, Trained
 
 
 class FinalJob(BaseModel):
@@ -33,6 +34,8 @@ class FinalJob(BaseModel):
         Fitted on all training rows.
     h5 : bool
         Also seal the model in Keras's older format.
+    log : RunLog, optional
+        Of the run; decides nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,6 +48,7 @@ class FinalJob(BaseModel):
     run_id: str
     artifacts: str
     h5: bool = False
+    log: RunLog | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -67,6 +71,9 @@ class FinalJob(BaseModel):
         dataset = self.dataset.open()
         rows = np.arange(len(dataset.train))
         make_folder(self.folder)
+        # The run's reference to the checkpoint: what no kept run refers to may be pruned.
+        note = Store(self.artifacts).run(self.run_id) / "final.json"
+        write_json(note, {"folder": str(self.folder)})
         return train(
             self.candidate,
             dataset,
@@ -75,7 +82,12 @@ class FinalJob(BaseModel):
             scaler=self.scaler,
             seed=self.seed,
             checkpoint=self.folder / "checkpoint.npz",
-            on_epoch=lambda epoch: write_json(
-                self.folder / "progress.json", epoch.model_dump(mode="json")
-            ),
+            on_epoch=self._tell_progress,
         )
+
+    def _tell_progress(self, epoch: Epoch) -> None:
+        figures = epoch.model_dump(mode="json")
+        write_json(self.folder / "progress.json", figures)
+        if self.log is not None:
+            task = f"fit {self.candidate.name} on all rows"
+            self.log.write("epoch finished", task=task, candidate=self.candidate.name, **figures)

@@ -247,7 +247,7 @@ class FoldPlan:
             assignment = _assignment(table, repeats, folds)
             if _digest(assignment, dataset_digest) != digest:
                 raise ValueError("its content does not match its digest")
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataRefused(
                 f"The fold plan {path} cannot be used ({what}): delete that file and run again."
@@ -310,9 +310,11 @@ def _grid(repeats: int, n_rows: int) -> tuple[NDArray[np.int32], NDArray[np.int6
 
 def _assignment(table: pa.Table, repeats: int, folds: int) -> NDArray[np.int32]:
     """Fold of each row in each repeat, from the columns of a saved plan."""
-    if not table.schema.equals(FOLDPLAN) or repeats < 1 or len(table) % repeats:
+    if not table.schema.equals(FOLDPLAN) or not 1 <= repeats <= len(table) or len(table) % repeats:
         raise ValueError("it is not a table of repeat, row and fold")
     n_rows = len(table) // repeats
+    if not 1 <= folds <= n_rows:
+        raise ValueError(f"its {n_rows} rows cannot be {folds} folds")
     repeat_column, row_column = _grid(repeats, n_rows)
     if not (
         np.array_equal(table["repeat"].to_numpy(), repeat_column)

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from nightfold import __version__
 from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
+from nightfold.runlog import RunLog
 from nightfold.scaling import Scaler
 from nightfold.store import (
     Store,
@@ -111,7 +113,7 @@ class FoldResult(BaseModel):
     def read(cls, folder: Path) -> FoldResult | None:
         """The result in `folder`, or None unless it is whole."""
         try:
-            result = cls.model_validate_json((folder / "result.json").read_text())
+            result = cls.model_validate_json((folder / "result.json").read_bytes())
             found = sha256_file(folder / "probabilities.npy")
         except (OSError, ValidationError):
             return None
@@ -130,6 +132,8 @@ class FoldJob(BaseModel):
     seed : int
         The experiment's; every fold derives its own from it, equal for all candidates so that
         they are compared on equal terms.
+    log : RunLog, optional
+        Of the run that trains it; decides nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -142,6 +146,7 @@ class FoldJob(BaseModel):
     fold: int
     seed: int
     artifacts: str
+    log: RunLog | None = None
 
     @property
     def fold_seed(self) -> int:
@@ -207,10 +212,21 @@ class FoldJob(BaseModel):
         FoldHandle
             Of a result that is completely written.
         """
+        if (handle := self.done()) is not None:
+            self._tell("fold was there already", accuracy=handle.accuracy)
+            return handle
+        self._tell("fold started")
+        try:
+            handle = self._train()
+        except Exception as error:
+            self._tell("fold failed", level="ERROR", error=f"{type(error).__name__}: {error}")
+            raise
+        self._tell("fold finished", accuracy=handle.accuracy, train_seconds=handle.train_seconds)
+        return handle
+
+    def _train(self) -> FoldHandle:
         from nightfold.training import train
 
-        if (handle := self.done()) is not None:
-            return handle
         started_at = datetime.now(UTC)
         dataset = self.dataset.open()
         plan = self.plan.open()
@@ -247,7 +263,7 @@ class FoldJob(BaseModel):
     def progress(self) -> Epoch | None:
         """The last finished epoch of a fold in flight or done, or None before the first."""
         try:
-            return Epoch.model_validate_json((self.folder / "progress.json").read_text())
+            return Epoch.model_validate_json((self.folder / "progress.json").read_bytes())
         except (OSError, ValidationError):
             return None
 
@@ -257,6 +273,20 @@ class FoldJob(BaseModel):
 
     def _tell_progress(self, epoch: Epoch) -> None:
         write_json(self.folder / "progress.json", epoch.model_dump(mode="json"))
+        self._tell("epoch finished", **epoch.model_dump(mode="json"))
+
+    def _tell(self, message: str, level: str = "INFO", **figures: Any) -> None:
+        if self.log is None:
+            return
+        self.log.write(
+            message,
+            level=level,
+            task=f"train {self.label}",
+            candidate=self.candidate.name,
+            repeat=self.repeat,
+            fold=self.fold,
+            **figures,
+        )
 
     def _write(
         self, scores: Scores, history: list[Epoch], probabilities: NDArray[np.float32]

@@ -1,7 +1,8 @@
 """History: night after night, who was champion, how it scored, and what became of challengers.
 
-It is read from what the runs left: their summaries, the registry's pointer and the manifests of the
-bundles. A run that can no longer be read is named and left out. Nothing is computed anew.
+It is read from what the runs left: their summaries (those of pruned runs, too), the registry's
+pointer and the manifests of the bundles. A run that can no longer be read is named and left out.
+Nothing is computed anew.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from nightfold.errors import BundleRefused
+from nightfold.errors import BundleRefused, UsageError
 from nightfold.gate import Outcome
 from nightfold.registry import Entry, Registry
 from nightfold.store import TEMPORARY, Store
@@ -153,19 +154,25 @@ class History(_Part):
 def _summaries(store: Store, left_out: list[LeftOut]) -> list[Summary]:
     """Of every run of `retrain` that can be read, oldest first."""
     found = []
-    for folder in sorted(store.runs.iterdir()) if store.runs.is_dir() else ():
-        if not folder.is_dir() or folder.name.startswith(TEMPORARY):
-            continue
+    # A prune that was killed has left a summary in both places.
+    folders = {path.name: path for root in (store.history, store.runs) for path in _folders(root)}
+    for _, folder in sorted(folders.items()):
         try:
             summary = Summary.read(folder)
         except FileNotFoundError:
             left_out.append(LeftOut(name=folder.name, reason=_why_incomplete(folder)))
-        except (OSError, ValueError):
+        except (OSError, UsageError):
             left_out.append(LeftOut(name=folder.name, reason="its summary cannot be read"))
         else:
             if summary.flow == "retrain":
                 found.append(summary)
     return sorted(found, key=lambda summary: summary.finished_at)
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(TEMPORARY)]
 
 
 def _why_incomplete(folder: Path) -> str:

@@ -8,17 +8,20 @@ cannot be read: that file is refused.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nightfold.errors import DataRefused
+from nightfold.files import fits_in_memory, require_plain
 
 Channels = Literal[1, 3]
 Size = tuple[int, int]
@@ -27,7 +30,13 @@ Size = tuple[int, int]
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 2**27
-"""Largest width times height that is decoded: 134 million, more than any common camera."""
+"""Largest width times height that is decoded: 134 million.
+
+The largest cameras in use have 100 to 108 million; with transparency, the costliest case, that many
+take 1.3 GB for a moment.
+"""
+MAX_SIDE = 65_535
+"""Largest width and height, as of JPEG and GIF; to resize a longer row would take gigabytes."""
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 _SAY = {"L": "grey", "1": "bilevel", "P": "palette", "LA": "grey with alpha"}
@@ -90,6 +99,8 @@ def read_image(
     >>> reading.pixels.shape, int(reading.pixels.min()), reading.preparation
     ((4, 6, 1), 255, 'RGBA 6x4 on white -> grey 6x4')
     """
+    if isinstance(source, Path):
+        require_plain(source)
     try:
         with warnings.catch_warnings():
             # They are about metadata, or about size, which has a limit of our own below.
@@ -99,7 +110,11 @@ def read_image(
             ) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
+                if max(image.size) > MAX_SIDE:
+                    raise ValueError(f"it is larger than {MAX_SIDE:,} pixels along a side")
                 image.load()
+                if image.format == "PNG":
+                    _require_every_row(source if isinstance(source, bytes) else source.read_bytes())
                 return _prepared(image, channels, size, where)
     except DataRefused:
         raise
@@ -107,8 +122,6 @@ def read_image(
         raise DataRefused(
             f"{where} is an image of more than {MAX_PIXELS:,} pixels: make it smaller."
         ) from error
-    except FileNotFoundError as error:
-        raise DataRefused(f"There is no image {where}: check the path.") from error
     # Hostile bytes make Pillow's readers raise almost anything, not only OSError.
     except Exception as error:
         raise DataRefused(
@@ -165,13 +178,17 @@ def read_images(
 
 
 def _room(n: int, pixels: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+    refusal = DataRefused(
+        f"{n:,} images like {where} ({pixels.shape[0]}x{pixels.shape[1]}) do not fit into memory: "
+        "give a smaller --size HxW."
+    )
+    # A system that lends more memory than it has ends the process when it is used.
+    if not fits_in_memory(n * pixels.size):
+        raise refusal
     try:
         return np.empty((n, *pixels.shape), np.uint8)
     except MemoryError as error:
-        raise DataRefused(
-            f"{n:,} images like {where} ({pixels.shape[0]}x{pixels.shape[1]}) do not fit into "
-            "memory: give a smaller --size HxW."
-        ) from error
+        raise refusal from error
 
 
 def _prepared(
@@ -181,20 +198,26 @@ def _prepared(
     notes = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"first of {frames} frames")
-    if image.getexif().get(0x0112, 1) != 1:
+    # Cameras that do not know say 0; what is not in this list turns nothing.
+    if image.getexif().get(0x0112) in (2, 3, 4, 5, 6, 7, 8):
         image = ImageOps.exif_transpose(image)
         notes.append("turned as its EXIF orientation says")
     if channels is None:
         channels = 1 if _is_grey(image) else 3
     mode = "L" if channels == 1 else "RGB"
     if image.mode[0] in "IF":
-        image = _eight_bits(image, where)
+        values, clear = np.asarray(image), image.info.get("transparency")
+        image = _eight_bits(values, where)
         notes.append("scaled to 8 bits")
+        if isinstance(clear, int) and (hidden := values == clear).any():
+            image = Image.fromarray(np.where(hidden, np.uint8(255), np.asarray(image)))
+            notes.append("on white")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        if image.mode != "RGBA":  # conversion to the same mode would copy
+            image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            paper = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(paper, image)
+            # The paper has no name, so that its memory is free again at once.
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             notes.append("on white")
         image = image.convert("RGB")
     if image.mode != mode:
@@ -215,26 +238,73 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in _GREY_MODES
 
 
-def _eight_bits(image: Image.Image, where: str) -> Image.Image:
+def _eight_bits(values: NDArray[Any], where: str) -> Image.Image:
     """Grey image of uint8 from one of 16-bit, 32-bit or floating-point values."""
-    values = np.asarray(image)
-    top = 1.0 if image.mode == "F" else 65535.0
+    top = 1.0 if values.dtype.kind == "f" else 65535.0
     # Written so that NaN is refused too.
     if not (values.min() >= 0 and values.max() <= top):
         raise DataRefused(
             f"{where} has pixel values outside 0 to {top:g}, so their scale is unknown: save it "
             "with 8 or 16 bits a channel."
         )
-    return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
+    pixels, flat = np.empty(values.size, np.uint8), values.reshape(-1)
+    for start in range(
+        0, values.size, 2**22
+    ):  # float64 of the whole would take eight times as much
+        part = slice(start, start + 2**22)
+        pixels[part] = np.rint(flat[part] * (255.0 / top))
+    return Image.fromarray(pixels.reshape(values.shape))
+
+
+def _require_every_row(content: bytes) -> None:
+    """Make sure that the pixels of a PNG do not end early; Pillow leaves what is missing black.
+
+    Raises
+    ------
+    ValueError
+        If rows are missing.
+    zlib.error
+        If the pixels fail their check sum.
+    """
+    place, unpacker, found, expected = 8, zlib.decompressobj(), 0, 0
+    while place + 8 <= len(content) and not unpacker.eof:
+        length, kind = struct.unpack_from(">I4s", content, place)
+        body = content[place + 8 : place + 8 + length]
+        place += 12 + length
+        if kind == b"IHDR":
+            expected = _bytes_of_rows(*struct.unpack_from(">IIBBBBB", body))
+        while kind == b"IDAT" and body:
+            # In pieces, as a few bytes may unfold to gigabytes.
+            found += len(unpacker.decompress(body, 2**20))
+            body = unpacker.unconsumed_tail
+    if found < expected:
+        raise ValueError(f"it has {found:,} of {expected:,} bytes of pixels")
+
+
+def _bytes_of_rows(
+    width: int, height: int, depth: int, colour: int, packing: int, filters: int, interlaced: int
+) -> int:
+    """Bytes of all rows of a PNG before compression, see its specification, 7.2 and 8.2."""
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = [(0, 0, 1, 1)]
+    if interlaced:
+        passes = [
+            (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4),
+            (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+        ]  # fmt: skip
+    total = 0
+    for left, top, across, down in passes:
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
 
 
 def _reason(source: Path | bytes, error: Exception) -> str:
-    if isinstance(source, bytes):
-        empty = not source
-    else:
-        empty = source.is_file() and source.stat().st_size == 0
-    if empty:
+    if not (source if isinstance(source, bytes) else source.stat().st_size):
         return "0 bytes"
     if isinstance(error, UnidentifiedImageError):
         return "not an image file, whatever its name ends with"
-    return str(error).rstrip(".") or type(error).__name__
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return str(error)[:200].rstrip(".") or type(error).__name__

@@ -21,6 +21,7 @@ from nightfold.experiment import Candidate
 from nightfold.foldplan import FoldPlan
 from nightfold.statistics import LEVEL, detectable_difference
 from nightfold.store import Store
+from nightfold.tables import SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +223,9 @@ class Earlier:
         for path in sorted(store.scores.glob("run_date=*/[!.]*.parquet")):
             try:
                 table = pq.read_table(path, columns=list(cls.COLUMNS), partitioning=None)
-            except (OSError, pa.ArrowException):
+                if any(table.schema.field(n).type != SCORES.field(n).type for n in cls.COLUMNS):
+                    raise OSError("its columns are of other types")
+            except (OSError, KeyError, RuntimeError, pa.ArrowException):
                 unreadable.append(f"{path.parent.name}/{path.name}")
             else:
                 tables.append(table.to_pandas())

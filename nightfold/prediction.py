@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nightfold.bundle import Bundle
-from nightfold.images import Channels, ImageReading, read_image
+from nightfold.files import as_text
+from nightfold.images import ImageReading, read_image
 
 CONTRAST = 8.0
 """Grey levels between border and centre below which an image has no clear background."""
@@ -87,9 +87,7 @@ def prepare(path: Path, bundle: Bundle) -> ImageReading:
         If the image cannot be read.
     """
     height, width, channels = bundle.manifest.input_shape
-    reading = read_image(
-        path, channels=cast(Channels, channels), size=(height, width), where=str(path)
-    )
+    reading = read_image(path, channels=channels, size=(height, width), where=str(path))
     learned = {tone(image) for image in bundle.golden_images}
     found = tone(reading.pixels)
     if found and learned == {-found}:
@@ -120,7 +118,7 @@ def classify_readings(
         first, second = (int(index) for index in np.argsort(-row, kind="stable")[:2])
         answers.append(
             Prediction(
-                path=str(path),
+                path=as_text(path),
                 model=bundle.manifest.version,
                 predicted=first,
                 class_name=names[first],

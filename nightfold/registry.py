@@ -25,9 +25,11 @@ from nightfold.bundle import (
     Manifest,
     VersionName,
     read_manifest,
+    sign,
     verify,
 )
 from nightfold.errors import BundleRefused, UsageError
+from nightfold.files import given
 from nightfold.store import TEMPORARY, Store, make_folder, sha256_file, told, write_json
 
 FORMAT = 1
@@ -162,12 +164,15 @@ class Registry:
         UsageError
             If there is no such version; the message lists those there are.
         BundleRefused
-            If its bundle does not verify, or the pointer cannot be read.
+            If its bundle does not verify, or is not what it was when it was champion before, or
+            the pointer cannot be read.
         """
         with self.lock():
             champion = self.champion()
             path = self._folder_of(version)
-            digest = sha256_file(path / MANIFEST) if (path / MANIFEST).is_file() else None
+            digest = self._known_digest(version)
+            if digest is None and (path / MANIFEST).is_file():
+                digest = sha256_file(path / MANIFEST)
             manifest = verify(path, manifest_sha256=digest)
             if manifest.version != version:
                 raise BundleRefused(
@@ -249,8 +254,7 @@ class Registry:
                     f"{wanted}; earlier ones: {', '.join(earlier) or 'none'}."
                 )
             old = earlier[version]
-            verify(self.folder / version, manifest_sha256=old.manifest_sha256)
-            Bundle.load(self.folder / version)
+            Bundle.load(self.folder / version, manifest_sha256=old.manifest_sha256)
             return self._point_to(
                 Entry(
                     version=version,
@@ -295,8 +299,33 @@ class Registry:
         UsageError
             If there is none; the message lists the versions there are.
         BundleRefused
-            If the champion's manifest is not the one that was promoted.
+            If it is or was champion, and its manifest is not the one that was promoted.
         """
+        path, digest = self._find(model)
+        if digest is not None:
+            read_manifest(path, manifest_sha256=digest)
+        return path
+
+    def verify(self, model: str, public_key: Path | None = None) -> Manifest:
+        """`nightfold.bundle.verify` the bundle that `model` names, as `resolve` finds it.
+
+        A version that is or was champion must have the manifest that was promoted.
+        """
+        path, digest = self._find(model)
+        return verify(path, manifest_sha256=digest, public_key=public_key)
+
+    def load(self, model: str) -> Bundle:
+        """`Bundle.load` the bundle that `model` names, verified as by `verify`."""
+        path, digest = self._find(model)
+        return Bundle.load(path, manifest_sha256=digest)
+
+    def sign(self, model: str) -> Manifest:
+        """`nightfold.bundle.sign` the bundle that `model` names, verified first."""
+        path, digest = self._find(model)
+        return sign(path, manifest_sha256=digest)
+
+    def _find(self, model: str) -> tuple[Path, str | None]:
+        """Folder that `model` names, and the sha256 of its manifest if it ever was promoted."""
         if model == CHAMPION:
             entry = self.champion()
             if entry is None:
@@ -304,13 +333,17 @@ class Registry:
                     f"No model was promoted under {self.folder} yet: run 'nightfold retrain', or "
                     f"name a version; there are: {self._known()}."
                 )
-            path = self.folder / entry.version
-            read_manifest(path, manifest_sha256=entry.manifest_sha256)
-            return path
-        path = Path(model).expanduser()
+            return self.folder / entry.version, entry.manifest_sha256
+        path = given(model)
         if model not in self._names() and (path / MANIFEST).is_file():
-            return path
-        return self._folder_of(model)
+            within = path.resolve().parent == self.folder.resolve()
+            return path, self._known_digest(path.resolve().name) if within else None
+        return self._folder_of(model), self._known_digest(model)
+
+    def _known_digest(self, version: str) -> str | None:
+        """sha256 of the manifest that `version` had when it was last promoted."""
+        known = {entry.version: entry.manifest_sha256 for entry in self.history()}
+        return known.get(version)
 
     def _pointer(self) -> Pointer | None:
         try:
@@ -320,7 +353,7 @@ class Registry:
         except OSError as error:
             raise BundleRefused(
                 f"The champion pointer {self.pointer_path} cannot be read ({error.strerror}): "
-                "mend its permissions."
+                "mend it."
             ) from error
         try:
             return Pointer.model_validate_json(content)

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nightfold.errors import NotWritten, UsageError
+from nightfold.files import given
 
 TEMPORARY = ".part-"
 """Prefix of names under construction; one that no process has locked is safe to delete."""
@@ -40,6 +42,10 @@ _REMEDIES = {
 }
 
 
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+"""A run's id becomes the version of its model, so it must do for one."""
+
+
 class Store:
     """The artifacts folder and the names in it.
 
@@ -56,7 +62,12 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = given(root).resolve()
+        if not str(self.root).isprintable():
+            raise UsageError(
+                f"The artifacts folder {self.root} has a name that no table holds: choose another "
+                "one."
+            )
 
     @property
     def datasets(self) -> Path:
@@ -84,6 +95,11 @@ class Store:
         return self.root / "scores"
 
     @property
+    def history(self) -> Path:
+        """Summaries of the runs that were pruned, one folder a run."""
+        return self.root / "history"
+
+    @property
     def models(self) -> Path:
         """Bundles, one folder a version, and the champion pointer."""
         return self.root / "models"
@@ -101,9 +117,9 @@ class Store:
         UsageError
             If `run_id` is not a plain name.
         """
-        if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
+        if not _RUN_ID.fullmatch(run_id):
             raise UsageError(
-                f"The run id {run_id!r} is not a plain name: use letters, digits and dashes."
+                f"The run id {run_id[:200]!r} is not a plain name: use letters, digits and dashes."
             )
         return self.runs / run_id
 
@@ -121,10 +137,16 @@ class Store:
                     f"There is no complete run under {self.root} yet: start one with "
                     "'nightfold evaluate' or 'nightfold retrain'."
                 )
-            run_id = str(json.loads(self.latest.read_text())["run_id"])
+            try:
+                run_id = str(json.loads(self.latest.read_bytes())["run_id"])
+                self.run(run_id)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
+                raise UsageError(
+                    f"{self.latest} does not name a run: name it, as in 'nightfold report RUN_ID'."
+                ) from error
         folder = self.run(run_id)
         if not (folder / "summary.json").exists():
-            known = sorted(p.parent.name for p in self.runs.glob("*/summary.json"))[-5:]
+            known = sorted(p.parent.name for p in self.runs.glob("[!.]*/summary.json"))[-5:]
             raise UsageError(
                 f"There is no complete run {run_id!r} under {self.runs}; the newest are: "
                 f"{', '.join(known) or 'none'}."
@@ -154,6 +176,27 @@ def new_run_id(now: datetime | None = None) -> str:
     '20261121-020000'
     """
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def bytes_below(path: Path) -> int:
+    """Size of a file, or of all files in a folder and the folders in it; links count for nothing.
+
+    What vanishes meanwhile is not counted.
+    """
+    total = 0
+    try:
+        if not path.is_dir():
+            return path.stat().st_size
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    total += bytes_below(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    with suppress(FileNotFoundError):
+                        total += entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        pass
+    return total
 
 
 def sha256_file(path: Path) -> str:

@@ -5,15 +5,16 @@ It holds facts and figures, never tables: those are in the Parquet files beside 
 
 from __future__ import annotations
 
-from datetime import datetime
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
+from nightfold.errors import UsageError
 from nightfold.experiment import RacingChoice
 from nightfold.gate import Check, Outcome
-from nightfold.store import write_json
+from nightfold.store import Store, bytes_below, write_json
 
 
 class Fact(BaseModel):
@@ -111,6 +112,33 @@ class PromotionFacts(Fact):
     checks: tuple[Check, ...] = ()
 
 
+class DiskFacts(Fact):
+    """What the artifacts take on the disk when the run ends, and what is left; bytes.
+
+    `datasets` are the snapshots with the fold plans; `runs` come without the score table, which is
+    in `total` as well.
+    """
+
+    runs: int
+    models: int
+    folds: int
+    datasets: int
+    total: int
+    free: int
+
+    @classmethod
+    def of(cls, store: Store) -> Self:
+        """Measure it: one look at every file."""
+        return cls(
+            runs=bytes_below(store.runs),
+            models=bytes_below(store.models),
+            folds=bytes_below(store.folds),
+            datasets=bytes_below(store.datasets) + bytes_below(store.plans),
+            total=bytes_below(store.root),
+            free=shutil.disk_usage(store.root).free,
+        )
+
+
 class Summary(Fact):
     """Everything about a run that fits a page.
 
@@ -124,8 +152,8 @@ class Summary(Fact):
     experiment: str
     experiment_description: str
     experiment_digest: str
-    started_at: datetime
-    finished_at: datetime
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
     host: str
     processors: int
     workers: int
@@ -140,6 +168,13 @@ class Summary(Fact):
     guest: str | None = None
     final: FinalFacts | None = None
     promotion: PromotionFacts | None = None
+    disk: DiskFacts | None = None
+
+    @model_validator(mode="after")
+    def _best_is_a_candidate(self) -> Self:
+        if self.best not in [candidate.name for candidate in self.candidates]:
+            raise ValueError("the best is none of the candidates")
+        return self
 
     @property
     def recipes(self) -> tuple[RecipeFacts, ...]:
@@ -157,5 +192,20 @@ class Summary(Fact):
 
     @classmethod
     def read(cls, folder: Path) -> Summary:
-        """Read ``summary.json`` from the run's folder."""
-        return cls.model_validate_json((folder / "summary.json").read_text())
+        """Read ``summary.json`` from the run's folder.
+
+        Raises
+        ------
+        UsageError
+            If it is not the summary of a run.
+        """
+        file = folder / "summary.json"
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "document"
+            raise UsageError(
+                f"{file} is not the summary of a run ({where}: {first['msg']}): restore it or look "
+                "at another run."
+            ) from error

@@ -136,7 +136,7 @@ class ValidationReport(BaseModel):
     @classmethod
     def read(cls, folder: Path) -> ValidationReport:
         """Read ``validation.json`` from the run's folder."""
-        return cls.model_validate_json((folder / "validation.json").read_text(encoding="utf-8"))
+        return cls.model_validate_json((folder / "validation.json").read_bytes())
 
     def _failed(self, severity: Severity) -> tuple[Check, ...]:
         return tuple(c for c in self.checks if c.severity == severity and not c.passed)

@@ -17,7 +17,7 @@ from nightfold.errors import BundleRefused, UsageError
 from nightfold.experiment import Candidate, Experiment
 from nightfold.registry import CHAMPION, Registry
 from nightfold.store import Store
-from nightfold.zoo import find
+from nightfold.zoo import find, import_trusted
 
 
 class Defence(BaseModel):
@@ -82,7 +82,7 @@ def enter(
     version = champion.version
     try:
         manifest = verify(registry.folder / version, manifest_sha256=champion.manifest_sha256)
-        recipe = _recipe(manifest, dataset)
+        recipe = _recipe(manifest, dataset, experiment)
     except (BundleRefused, UsageError) as refused:
         return Defence(experiment=experiment, version=version, problem=str(refused))
     for candidate in experiment.candidates:
@@ -99,7 +99,7 @@ def enter(
     )
 
 
-def _recipe(manifest: Manifest, dataset: Dataset) -> Candidate:
+def _recipe(manifest: Manifest, dataset: Dataset, experiment: Experiment) -> Candidate:
     """The candidate that the champion was, if it can be trained on `dataset`."""
     if (manifest.class_names, manifest.input_shape) != (dataset.class_names, dataset.image_shape):
         raise UsageError(
@@ -112,6 +112,17 @@ def _recipe(manifest: Manifest, dataset: Dataset) -> Candidate:
         recipe = Candidate.model_validate(manifest.candidate)
     except ValidationError as error:
         raise UsageError(f"this version does not know its recipe any more ({error}).") from error
+    module, colon, _ = recipe.architecture.partition(":")
+    if (
+        colon
+        and recipe.architecture not in {c.architecture for c in experiment.candidates}
+        and module not in import_trusted()
+    ):
+        # A manifest is no word to import code by, even one that the pointer vouches for.
+        raise UsageError(
+            f"its network is {recipe.architecture!r}, which tonight's experiment does not use: "
+            f"name {module!r} in NIGHTFOLD_MODULES to let it take part."
+        )
     find(recipe.architecture)
     return recipe
 

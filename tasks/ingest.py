@@ -133,7 +133,10 @@ def _remembered(note: Path, store: Store) -> Dataset | None:
     if not note.exists():
         return None
     try:
-        path = store.datasets / str(json.loads(note.read_text())["snapshot"])
-    except (ValueError, TypeError, KeyError):
+        name = str(json.loads(note.read_bytes())["snapshot"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None  # A damaged note costs a second reading, nothing more.
+    if Path(name).name != name:
+        return None
+    path = store.datasets / name
     return Dataset.open(path) if path.exists() else None

@@ -6,10 +6,11 @@ Prefect shows of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 from prefect import get_run_logger, task
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold.bundle import Bundle
 from nightfold.errors import DataRefused, UsageError
+from nightfold.files import as_text
 from nightfold.images import ENDINGS, ImageReading
 from nightfold.prediction import Prediction, classify_readings, prepare
 from nightfold.registry import Registry
@@ -80,7 +82,7 @@ def predict(folder: str, model: str, artifacts: str, run_folder: str, run_id: st
         If the model's bundle is incomplete or altered.
     """
     paths = images_below(Path(folder))
-    bundle = Bundle.load(Registry(Store(artifacts)).resolve(model))
+    bundle = Registry(Store(artifacts)).load(model)
     done = classify_folder(paths, bundle, Path(run_folder) / "classified.parquet", run_id)
     get_run_logger().info(
         "%d images classified by %s, %d unreadable", done.n_images, done.model, done.n_errors
@@ -101,17 +103,26 @@ def images_below(folder: Path) -> list[Path]:
     ------
     UsageError
         If there is no such folder or no image in it.
+    DataRefused
+        If a folder below it may not be listed.
     """
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}: check the path.")
     paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()
+        path
+        for place, _, names in os.walk(folder, onerror=_refuse)
+        for path in (Path(place, name) for name in names)
+        if path.suffix.lower() in ENDINGS
     )
     if not paths:
         raise UsageError(
             f"There is no image below {folder}: the endings are {', '.join(sorted(ENDINGS))}."
         )
     return paths
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DataRefused(f"{error.filename} cannot be listed ({error.strerror}): check it.") from error
 
 
 def classify_folder(paths: Iterable[Path], bundle: Bundle, table: Path, run_id: str) -> Predicted:
@@ -175,10 +186,12 @@ def _rows(batch: list[Path], bundle: Bundle, run_id: str) -> list[dict[str, Any]
     return [
         {
             **empty,
-            "path": str(path),
+            "path": as_text(path),
             "model": bundle.manifest.version,
             "preparation": "",
-            **(answers[str(path)].model_dump() if path in readings else {"error": errors[path]}),
+            **(
+                answers[as_text(path)].model_dump() if path in readings else {"error": errors[path]}
+            ),
             "run_id": run_id,
         }
         for path in batch

@@ -428,6 +428,7 @@ def _render(template: str, run: RunFiles, pictures: Mapping[str, list[Picture]])
         "count": lambda number: f"{number:,}",
         "seconds": lambda seconds: f"{seconds:,.1f}",
         "duration": duration,
+        "size": size,
         "cell": one_line,
         "moment": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
     }
@@ -531,6 +532,17 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(number: int) -> str:
+    """Bytes for people.
+
+    Examples
+    --------
+    >>> size(950), size(12_340_000), size(73_000_000_000)
+    ('0.0 MB', '12.3 MB', '73.0 GB')
+    """
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
 
 
 def chance(probability: float | None) -> str:

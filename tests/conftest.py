@@ -139,6 +139,33 @@ def add_bundle(facts: ModelFacts) -> Callable[..., BundleHandle]:
     return add
 
 
+@pytest.fixture
+def new_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A function that makes an Ed25519 key pair as openssl does and configures it.
+
+    ``NAME.pem`` and ``NAME.pub.pem``; the passphrase, if there is one, is left to the test.
+    """
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    def make(name: str, *, public: bool = False, passphrase: str = "") -> Path:
+        key = Ed25519PrivateKey.generate()
+        lock = (
+            pem.BestAvailableEncryption(passphrase.encode()) if passphrase else pem.NoEncryption()
+        )
+        secret, shown = tmp_path / f"{name}.pem", tmp_path / f"{name}.pub.pem"
+        secret.write_bytes(key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, lock))
+        shown.write_bytes(
+            key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
+        )
+        monkeypatch.setenv("NIGHTFOLD_SIGNING_KEY", str(secret))
+        if public:
+            monkeypatch.setenv("NIGHTFOLD_PUBLIC_KEY", str(shown))
+        return shown
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def model(small_mnist: Dataset) -> keras.Model:
     """A model that knows its digits: more than seven in ten, after a second of training."""

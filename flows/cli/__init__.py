@@ -1,8 +1,9 @@
 """The `nightfold` command: reads what the user wants, calls a flow or a noun, says what came out.
 
 One file a subject: `data` (ingest, validate), `nights` (evaluate, retrain, report), `evidence`
-(plan, history), `predict` and `models`; `options` holds what several of them take. Nothing heavy is
-imported before a sub-command needs it, so help answers at once.
+(plan, history), `predict`, `operations` (prune, automate) and `models`; `options` holds what
+several of them take. Nothing heavy is imported before a sub-command needs it, so help answers at
+once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 
 import typer
 
-from flows.cli import data, evidence, models, nights, predict
+from flows.cli import data, evidence, models, nights, operations, predict
 from flows.cli.output import tell
 from nightfold.errors import NightfoldError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     help="Retrain image classifiers every night and publish only what is proven.",
     epilog="Start here: `nightfold retrain` runs the whole night on the shipped MNIST.",
 )
-for subject in (data, nights, evidence, predict):
+for subject in (data, nights, evidence, predict, operations):
     app.add_typer(subject.app)
 app.add_typer(models.app, name="models")
 
@@ -35,6 +36,9 @@ def main() -> None:
     # Prefect ends its server only if the process ends in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.unraisablehook = _signal_again
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal has no letters for, such as a name that cannot be decoded, is escaped.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except NightfoldError as error:

@@ -320,7 +320,7 @@ def _table(*columns: str, wrapped: int = 0) -> Table:
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     console.print(table)

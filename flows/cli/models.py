@@ -1,7 +1,8 @@
-"""`nightfold models`: list, show, promote and roll back."""
+"""`nightfold models`: list, show, verify, sign, promote and roll back."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,9 @@ import typer
 from flows.cli.options import ARTIFACTS, ArtifactsOption, JsonOption
 from flows.cli.output import print_json, say, tell
 
-app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back models.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, show, verify, sign, promote and roll back models."
+)
 
 
 @app.command("list")
@@ -50,12 +53,12 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
         table.add_row(
             "*" if v.champion else "",
             v.version,
-            str(v.manifest.candidate["name"]),
+            str(v.manifest.candidate.get("name", "")),
             v.manifest.dataset,
             f"{100 * v.manifest.cross_validated.mean:.3f} %",
             f"{100 * v.manifest.holdout.accuracy:.3f} %",
         )
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False).print(table)
     tell("* champion")
 
 
@@ -65,12 +68,49 @@ def show_model(
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Verify a model's bundle and print its manifest as JSON."""
-    from nightfold.bundle import verify
     from nightfold.registry import Registry
     from nightfold.store import Store
 
-    manifest = verify(Registry(Store(artifacts)).resolve(model))
+    manifest = Registry(Store(artifacts)).verify(model)
     print_json(manifest.model_dump(mode="json"))
+
+
+@app.command("verify")
+def verify_model(
+    model: Annotated[str, typer.Argument(help="champion, a version or a path.")] = "champion",
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NIGHTFOLD_PUBLIC_KEY", help="PEM file of the key that must have signed it."
+        ),
+    ] = None,
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Compare every byte of a model's bundle with its manifest; load nothing.
+
+    Exit code 0 if it is whole, and signed if a key is given; 1 if it is refused.
+    """
+    from nightfold.registry import Registry
+    from nightfold.store import Store
+
+    manifest = Registry(Store(artifacts)).verify(model, public_key)
+    signed = f"signed by the key {public_key}" if public_key else "signature not asked for"
+    say(f"{manifest.version} is whole: {len(manifest.files)} files as in its manifest, {signed}")
+
+
+@app.command("sign")
+def sign_model(
+    model: Annotated[str, typer.Argument(help="champion, a version or a path.")],
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Sign a bundle with the key that NIGHTFOLD_SIGNING_KEY names, after verifying it.
+
+    Nights sign what they seal by themselves; this is for bundles from before there was a key.
+    """
+    from nightfold.registry import Registry
+    from nightfold.store import Store
+
+    say(f"{Registry(Store(artifacts)).sign(model).version} is signed")
 
 
 @app.command("promote", epilog="Example: `nightfold models promote 20261121-020000-1a2b3c`")

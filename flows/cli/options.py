@@ -152,7 +152,9 @@ def dataset_choice(source: str, size: str | None, channels: int | None) -> Datas
             {"source": source, "size": _height_width(size), "channels": channels}
         )
     except ValidationError as error:
-        raise UsageError(f"--channels {channels} is not 1 or 3.") from error
+        if error.errors()[0]["loc"][0] == "channels":
+            raise UsageError(f"--channels {channels} is not 1 or 3.") from error
+        raise UsageError(f"The source {source!r} has a name that cannot be decoded.") from error
 
 
 def _height_width(size: str | None) -> tuple[int, int] | None:

@@ -10,7 +10,8 @@ import typer
 from flows.cli.options import ARTIFACTS, ArtifactsOption, JsonOption, RunIdOption
 from flows.cli.output import print_json, say, tell
 from flows.cli.server import prepare_prefect, result_of
-from nightfold.errors import UsageError
+from nightfold.errors import UsageError, printable
+from nightfold.files import given
 
 app = typer.Typer()
 
@@ -31,7 +32,7 @@ def predict(
 
     A folder is classified by the batch flow, which writes a Parquet table of all images in it.
     """
-    if any(path.is_dir() for path in images):
+    if any(given(path).is_dir() for path in images):
         if len(images) > 1:
             raise UsageError("Give image files or one folder of them, not both.")
         _predict_folder(images[0], model, artifacts, run_id, as_json)
@@ -39,19 +40,18 @@ def predict(
     for path in images:
         if not path.exists():
             raise UsageError(f"There is no image {path}: check the path.")
-    from nightfold.bundle import Bundle
     from nightfold.prediction import classify
     from nightfold.registry import Registry
     from nightfold.store import Store
 
-    bundle = Bundle.load(Registry(Store(artifacts)).resolve(model))
+    bundle = Registry(Store(artifacts)).load(model)
     results = classify(images, bundle)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
         return
     for result in results:
         say(
-            f"{result.path}: {result.class_name} ({100 * result.probability:.1f} %), "
+            f"{printable(result.path)}: {result.class_name} ({100 * result.probability:.1f} %), "
             f"then {result.runner_up} ({100 * result.runner_up_probability:.1f} %)"
         )
         tell(f"  {result.preparation}")

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from nightfold.dataset import Split
-from nightfold.errors import DataRefused, UsageError
+from nightfold.errors import DataRefused, UsageError, printable
 from nightfold.experiment import shipped
+from nightfold.files import given
 from nightfold.images import Channels, Size
 from nightfold.sources import digits, folder, idx, npz, parquet
 from nightfold.sources.contents import Contents, existing, named_by_labels
@@ -116,9 +117,15 @@ def read(
     """
     kind, path = _resolved(uri)
     _refuse_values_without_effect(uri, kind, size, channels)
-    contents = digits.read() if kind is None or path is None else kind.read(path, size, channels)
-    contents = named_by_labels(contents)
-    class_names, origin = contents.class_names or (), uri
+    try:
+        contents = named_by_labels(
+            digits.read() if kind is None or path is None else kind.read(path, size, channels)
+        )
+    except MemoryError as error:
+        raise DataRefused(
+            f"The source {uri!r} does not fit into memory: give fewer or smaller images."
+        ) from error
+    class_names, origin = contents.class_names or (), printable(uri)
     _refuse_unusable(uri, contents, class_names)
     if contents.test is None:
         part = DEFAULT_HOLDOUT if holdout is None else holdout
@@ -184,7 +191,7 @@ def _resolved(uri: str) -> tuple[Kind | None, Path | None]:
     if colon and prefix in KINDS:
         if not rest:
             raise UsageError(f"The source {uri!r} lacks a path: write {prefix}:PATH.")
-        return KINDS[prefix], existing(Path(rest).expanduser(), uri)
+        return KINDS[prefix], existing(given(rest), uri)
     for root in (Path("data"), shipped("data")):
         if _NAME.fullmatch(uri) and (root / uri / "train.parquet").is_file():
             return KINDS["parquet"], root / uri
@@ -192,7 +199,7 @@ def _resolved(uri: str) -> tuple[Kind | None, Path | None]:
         p.parent.name for r in (Path("data"), shipped("data")) for p in r.glob("*/train.parquet")
     }
     hint = ""
-    if Path(uri).expanduser().exists():
+    if given(uri).exists():
         hint = f" (for the images in that folder write folder:{uri})"
     raise UsageError(
         f"There is no source {uri!r}{hint}: give {', '.join([*sorted(names), 'digits'])}, or "
@@ -203,7 +210,7 @@ def _resolved(uri: str) -> tuple[Kind | None, Path | None]:
 def _called(uri: str, path: Path | None) -> str:
     if path is None:
         return uri
-    return path.stem if path.is_file() else path.resolve().name
+    return printable(path.stem if path.is_file() else path.resolve().name)
 
 
 def _refuse_values_without_effect(
@@ -241,8 +248,6 @@ def _refuse_unusable(uri: str, contents: Contents, class_names: tuple[str, ...])
             f"The source {uri!r} has {'only the class ' + class_names[0] if class_names else 'no'}"
             f"{'' if class_names else ' labels'}: a classifier needs two classes or more."
         )
-    if len(set(class_names)) < len(class_names):
-        raise DataRefused(f"The source {uri!r} gives two classes the same name: rename one.")
 
 
 def _held_out(uri: str, rows: Split, part: float, seed: int) -> tuple[Split, Split]:

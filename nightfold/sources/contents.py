@@ -6,6 +6,8 @@ wherever they could be wrong, so that validation can name the row.
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightfold.dataset import Split
-from nightfold.errors import DataRefused, UsageError
+from nightfold.errors import DataRefused, UsageError, printable
+
+MAX_CLASSES = 65_536
+"""More are refused: three times what the largest image collections in use tell apart."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def integer_labels(labels: NDArray[Any], where: str) -> NDArray[Any]:
             f"{where} has labels of shape {labels.shape} and dtype {labels.dtype}: give one "
             "integer per image, the index of its class."
         )
-    if labels.dtype.kind != "f":
+    if labels.dtype.kind != "f" and (labels.dtype != np.uint64 or (labels < 2**63).all()):
         return labels.astype(np.int64)
     values = labels.astype(np.float64)
     whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
@@ -108,6 +113,12 @@ def named_by_labels(contents: Contents) -> Contents:
     a missing class, so the labels stay as they came, the names end at the gap, and validation
     names the rows beyond it. Negative labels are never a class.
 
+    Raises
+    ------
+    DataRefused
+        If the labels have gaps and begin at more than `MAX_CLASSES`: there is no telling which of
+        them are classes.
+
     Examples
     --------
     >>> images = np.zeros((3, 2, 2, 1), np.uint8)
@@ -128,8 +139,13 @@ def named_by_labels(contents: Contents) -> Contents:
         first = int(values[0]) if len(values) else 0
         names = tuple(str(int(value)) for value in values)
     else:
-        first = 0
-        names = tuple(str(i) for i in range(int(values[0]) + int(np.argmin(steady))))
+        first, end = 0, int(values[0]) + int(np.argmin(steady))
+        if end > MAX_CLASSES:
+            raise DataRefused(
+                f"The labels run from {int(values[0])} to {int(values[-1])} with gaps, so they are "
+                "no indices of classes: number the classes from 0."
+            )
+        names = tuple(str(i) for i in range(end))
     train, test = (
         split
         and Split(split.images, np.where(split.labels >= 0, split.labels - first, split.labels))
@@ -137,6 +153,62 @@ def named_by_labels(contents: Contents) -> Contents:
     )
     assert train is not None
     return Contents(train, test, names)
+
+
+def require_clear_names(class_names: Sequence[str], where: str) -> None:
+    """Refuse names of classes that people and file systems cannot tell apart or cannot show.
+
+    Words that only case tells apart are one class spelled in two ways; single letters may be the
+    very classes.
+
+    Raises
+    ------
+    DataRefused
+        Naming the class, also if there are more than `MAX_CLASSES`.
+
+    Examples
+    --------
+    >>> require_clear_names(["a", "A", "Größe", "目"], "it")
+    """
+    if len(class_names) > MAX_CLASSES:
+        raise DataRefused(
+            f"{where} has {len(class_names):,} classes, more than {MAX_CLASSES:,}: its labels are "
+            "no classes."
+        )
+    known: dict[str, str] = {}
+    for name in class_names:
+        if not name.strip() or not name.isprintable():
+            raise DataRefused(
+                f"{where} has a class of the name '{printable(name)}', which cannot be shown: "
+                "rename it."
+            )
+        like = unicodedata.normalize("NFC", name).strip()
+        like = like if len(like) == 1 else like.casefold()
+        if known.get(like) == name:
+            raise DataRefused(f"{where} gives two classes the same name {name!r}: rename one.")
+        if like in known:
+            raise DataRefused(
+                f"{where} has the classes {known[like]!r} and {name!r}, which only case, spaces or "
+                "spelling in Unicode tell apart: make them one or rename one."
+            )
+        known[like] = name
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in `folder`, sorted by name.
+
+    Raises
+    ------
+    DataRefused
+        If it may not be listed, or not be entered.
+    """
+    try:
+        found = sorted(folder.iterdir())
+        for path in found[:1]:
+            path.lstat()
+    except OSError as error:
+        raise DataRefused(f"{folder} cannot be listed ({error.strerror}): check it.") from error
+    return found
 
 
 def existing(path: Path, uri: str) -> Path:

@@ -12,8 +12,9 @@ import numpy as np
 
 from nightfold.dataset import Split
 from nightfold.errors import DataRefused, UsageError
+from nightfold.files import require_plain
 from nightfold.images import ENDINGS, Channels, Size, read_images
-from nightfold.sources.contents import Contents
+from nightfold.sources.contents import Contents, entries, require_clear_names
 
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 """Names that file managers create by themselves; the only ones passed over."""
@@ -75,21 +76,25 @@ def _splits(folder: Path) -> dict[str, dict[str, list[Path]]]:
         raise UsageError(f"{folder} is not a folder: folder: takes a folder with one per class.")
     names = {path.name for path in _entries(folder)}
     if "train" in names and names <= {"train", "test"}:
-        return {split: _classes(folder / split) for split in ("train", "test") if split in names}
-    return {"train": _classes(folder)}
+        places: dict[str, Path] = {n: folder / n for n in ("train", "test") if n in names}
+    else:
+        places = {"train": folder}
+    splits = {split: _classes(place) for split, place in places.items()}
+    require_clear_names(sorted({name for names in splits.values() for name in names}), str(folder))
+    return splits
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    entries = _entries(folder)
-    if not entries:
+    places = _entries(folder)
+    if not places:
         raise DataRefused(f"{folder} is empty: put the images of each class in a folder there.")
-    for entry in entries:
+    for entry in places:
         if not entry.is_dir():
             raise DataRefused(
                 f"{entry} lies beside the class folders: move it into the folder of its class or "
                 "away."
             )
-    return {entry.name: _images(entry) for entry in entries}
+    return {entry.name: _images(entry) for entry in places}
 
 
 def _images(folder: Path) -> list[Path]:
@@ -107,11 +112,9 @@ def _images(folder: Path) -> list[Path]:
                 f"{path} is not an image by its name: move it away; endings of images are "
                 f"{', '.join(sorted(ENDINGS))}."
             )
+        require_plain(path)
     return paths
 
 
 def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.name not in LITTER)
-    except OSError as error:
-        raise DataRefused(f"{folder} cannot be listed ({error.strerror}): check it.") from error
+    return [path for path in entries(folder) if path.name not in LITTER]

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 
 from nightfold.dataset import Split
 from nightfold.errors import DataRefused, UsageError
-from nightfold.sources.contents import Contents, image_array, integer_labels
+from nightfold.files import fits_in_memory, refuse_bomb, require_plain
+from nightfold.sources.contents import Contents, entries, image_array, integer_labels
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _SPLITS = {"train": ("train",), "test": ("t10k", "test")}
 _DEFLATE_RATIO = 1032
 """The most bytes that one byte of a deflate stream can become."""
+_MAX_DIMENSIONS = 32
+"""The format allows 255; images have 3 or 4."""
 
 
 def files(folder: Path) -> list[Path]:
@@ -93,16 +96,22 @@ def _array(path: Path, file: IO[bytes], holds: int) -> NDArray[Any]:
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES or not magic[3]:
         _refuse(path, 0, f"has the magic number 0x{magic.hex()}, which is not IDX")
     dtype, dimensions = np.dtype(_DTYPES[magic[2]]), magic[3]
+    if dimensions > _MAX_DIMENSIONS:
+        _refuse(path, 3, f"announces {dimensions} dimensions, more than {_MAX_DIMENSIONS}")
     header = file.read(4 * dimensions)
     if len(header) < 4 * dimensions:
         _refuse(path, 4 + len(header), "ends within its header")
     shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
     start = 4 + len(header)
     expected = math.prod(shape) * dtype.itemsize
-    if start + expected > holds:
+    # Where one size is 0 the others are bound by nothing else.
+    if start + expected > holds or math.prod(size or 1 for size in shape) >= 2**60:
         _refuse(
             path, 4, f"announces {shape} values of {dtype.itemsize} bytes, more than it can hold"
         )
+    refuse_bomb(str(path), path.stat().st_size, start + expected)
+    if not fits_in_memory(expected):
+        _refuse(path, 4, f"holds {expected:,} bytes, more than this machine has memory")
     content = np.empty(expected, np.uint8)
     view, done = memoryview(content.data), 0
     while done < expected and (count := _read_into(path, file, view[done:], start + done)):
@@ -159,9 +168,8 @@ def _pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
 def _find(folder: Path, split: str, role: str) -> Path | None:
     found = [
         path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and not path.name.startswith(".")
+        for path in entries(folder)
+        if not path.name.startswith(".")
         and role in path.name.lower()
         and any(word in path.name.lower() for word in _SPLITS[split])
     ]
@@ -170,4 +178,6 @@ def _find(folder: Path, split: str, role: str) -> Path | None:
             f"{folder} has {len(found)} files of {split} {role} "
             f"({', '.join(path.name for path in found)}): leave one."
         )
+    for path in found:
+        require_plain(path)
     return found[0] if found else None

@@ -6,7 +6,6 @@ Arrays of Python objects would be pickles and are refused.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from nightfold.dataset import Split
 from nightfold.errors import DataRefused, UsageError
+from nightfold.files import refuse_bomb
 from nightfold.sources.contents import Contents, image_array, integer_labels
 
 
@@ -44,35 +44,51 @@ def read(path: Path) -> Contents:
     """
     [path] = files(path)
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataRefused(f"{path} is a single .npy array: write x_train, y_train with savez.")
-        with archive:
-            train = _split(archive, path, "train")
-            names = set(archive.files)
-            return Contents(
-                train, _split(archive, path, "test") if names & {"x_test", "y_test"} else None
-            )
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        raise DataRefused(
-            f"{path} cannot be read as a NumPy archive of plain arrays "
-            f"({str(error).splitlines()[0].rstrip('.')}): write it again with numpy.savez."
-        ) from error
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    except (NotImplementedError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise _unreadable(str(path), error) from error
+    train = _split(path, members, "train")
+    with_test = {"x_test", "y_test"} & members.keys()
+    return Contents(train, _split(path, members, "test") if with_test else None)
 
 
-def _split(archive: Any, path: Path, name: str) -> Split:
-    arrays: list[NDArray[Any]] = []
-    for key in (f"x_{name}", f"y_{name}"):
-        if key not in archive.files:
-            raise DataRefused(
-                f"{path} has no array {key!r}: it holds {', '.join(archive.files) or 'none'}."
-            )
-        arrays.append(archive[key])
-    images = image_array(arrays[0], f"x_{name} of {path}")
-    labels = integer_labels(arrays[1], f"y_{name} of {path}")
+def _split(path: Path, members: dict[str, zipfile.ZipInfo], name: str) -> Split:
+    images, labels = (_array(path, members, f"{role}_{name}") for role in "xy")
+    images = image_array(images, f"x_{name} of {path}")
+    labels = integer_labels(labels, f"y_{name} of {path}")
     if len(images) != len(labels):
         raise DataRefused(
             f"{path} holds {len(images):,} images in x_{name} but {len(labels):,} labels in "
             f"y_{name}: they must be as many."
         )
     return Split(images, labels)
+
+
+def _array(path: Path, members: dict[str, zipfile.ZipInfo], key: str) -> NDArray[Any]:
+    if key not in members:
+        raise DataRefused(f"{path} has no array {key!r}: it holds {', '.join(members) or 'none'}.")
+    where = f"{key} of {path}"
+    # Before NumPy opens it: a member that is no array is read as a whole.
+    refuse_bomb(where, members[key].compress_size, members[key].file_size)
+    # Hostile bytes make zipfile and NumPy's header reader raise almost anything.
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array = archive[key]
+    except Exception as error:
+        if isinstance(error, MemoryError) and str(
+            error
+        ):  # Python's parser raises one without words
+            raise
+        raise _unreadable(where, error) from error
+    if not isinstance(array, np.ndarray):
+        raise DataRefused(f"{where} is not an array: write it again with numpy.savez.")
+    return array
+
+
+def _unreadable(where: str, error: Exception) -> DataRefused:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    return DataRefused(
+        f"{where} cannot be read as a NumPy archive of plain arrays ({reason}): write it again "
+        "with numpy.savez."
+    )

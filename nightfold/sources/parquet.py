@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,17 @@ from PIL import Image
 
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import DataRefused, UsageError
+from nightfold.files import refuse_bomb, require_plain
 from nightfold.images import Channels, Size, read_images
-from nightfold.sources.contents import Contents, integer_labels
+from nightfold.sources.contents import Contents, entries, integer_labels, require_clear_names
 from nightfold.store import atomic_file
 
 _SHARD = re.compile(r"(?P<split>train|test)(-.*?)??(-(?P<number>\d+)-of-(?P<count>\d+))?\.parquet")
 _BATCH = 4096
+_READ_BYTES = 64 * 2**20
+"""Encoded images that are read together, beyond the first."""
+_MANY_ROWS = 2**20
+"""Rows beyond which a file must hold a byte for each: every image takes more."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def read(path: Path, size: Size | None, channels: Channels | None) -> Contents:
                 "together."
             )
     counts = {
-        split: sum(_opened(shard).metadata.num_rows for shard in members)
+        split: sum(_rows(shard, columns.image) for shard in members)
         for split, members in shards.items()
     }
     total = sum(counts.values())
@@ -159,7 +165,9 @@ def _write_split(target: Path, split: Split, class_names: tuple[str, ...]) -> No
     with (
         atomic_file(target) as part,
         # The dictionary that Parquet builds by default is of no use where no value recurs.
-        pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=["label"]) as writer,
+        pq.ParquetWriter(
+            part, schema, compression="zstd", use_dictionary=["label"], write_page_checksum=True
+        ) as writer,
     ):
         for start in range(0, len(split), _BATCH):
             images = split.images[start : start + _BATCH]
@@ -196,20 +204,27 @@ def _equal(one: Split, other: Split) -> bool:
 
 def _shards(path: Path) -> dict[str, list[Path]]:
     """Paths by split, ``train`` first."""
-    if path.is_file():
+    if not path.is_dir():
+        require_plain(path)
         return {"train": [path]}
-    found = sorted(path.glob("*.parquet"))
-    if not found:
+    found = [file for file in entries(path) if file.suffix == ".parquet"]
+    if not found and (path / "data").is_dir():
         path = path / "data"
-        found = sorted(path.glob("*.parquet"))
+        found = [file for file in entries(path) if file.suffix == ".parquet"]
     shards: dict[str, list[Path]] = {}
     for file in found:
+        require_plain(file)
         match = _SHARD.fullmatch(file.name)
         if match is None:
             raise DataRefused(
                 f"{file} is neither of train nor of test by its name: move it away or rename it."
             )
-        shards.setdefault(match["split"], []).append(file)
+        members = shards.setdefault(match["split"], [])
+        if members and ("-of-" in members[0].name) != ("-of-" in file.name):
+            raise DataRefused(
+                f"{members[0]} and {file} are two editions of {match['split']}: leave one."
+            )
+        members.append(file)
         if match["count"] and len(list(path.glob(f"{match['split']}*-of-*"))) != int(
             match["count"]
         ):
@@ -225,20 +240,31 @@ def _shards(path: Path) -> dict[str, list[Path]]:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
+    with _reading(path):
+        return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuse the file for whatever the block raises: damage makes Arrow raise almost anything."""
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        yield
+    except DataRefused:
+        raise
+    except Exception as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> DataRefused:
-    reason = str(error).splitlines()[0].rstrip(".")
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
     return DataRefused(f"{path} is not whole Parquet ({reason}): fetch or write the file again.")
 
 
 def _columns(path: Path) -> _Columns:
     """Which columns hold the images and labels, by the hub's metadata or else by their names."""
-    schema = _opened(path).schema_arrow
+    with _reading(path):
+        schema = _opened(path).schema_arrow
+        columns = schema.names
     features = _features(path, schema)
     images = [name for name, kind in features.items() if kind.get("_type") == "Image"] or ["image"]
     labels = [name for name, kind in features.items() if kind.get("_type") == "ClassLabel"]
@@ -250,14 +276,19 @@ def _columns(path: Path) -> _Columns:
             "keep one of each."
         )
     for name in (image, label):
-        if name not in schema.names:
+        if (count := columns.count(name)) != 1:
             raise DataRefused(
-                f"{path} has no column {name!r}: its columns are {', '.join(schema.names)}."
+                f"{path} has {count or 'no'} column{'s' * (count > 1)} {name!r}: its columns are "
+                f"{', '.join(columns)}."
             )
     kind = schema.field(image).type
-    if not pa.types.is_struct(kind) or "bytes" not in [field.name for field in kind]:
+    # A text would be taken for the path of a file, so the type of the bytes matters.
+    if not pa.types.is_struct(kind) or [
+        field.type for field in kind if field.name == "bytes"
+    ] not in ([pa.binary()], [pa.large_binary()]):
         raise DataRefused(
-            f"{path} has a column {image!r} of type {kind}: it must be a struct of bytes and path."
+            f"{path} has a column {image!r} of type {kind}: it must be a struct of bytes and path, "
+            "the bytes being binary."
         )
     kind = schema.field(label).type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -265,8 +296,17 @@ def _columns(path: Path) -> _Columns:
             f"{path} has a column {label!r} of type {kind}: it must be an integer, the index of "
             "the class."
         )
-    names = features.get(label, {}).get("names")
-    return _Columns(image, label, tuple(str(name) for name in names) if names else None)
+    names = features.get(label, {}).get("names") or None
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise DataRefused(
+            f"{path} has schema metadata 'huggingface' whose class names are no list of texts: "
+            "write it again."
+        )
+    if names is not None:
+        require_clear_names(names, str(path))
+    return _Columns(image, label, None if names is None else tuple(names))
 
 
 def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
@@ -276,36 +316,64 @@ def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
     try:
         features = json.loads(text)["info"]["features"]
         return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataRefused(
             f"{path} has schema metadata 'huggingface' that is not the hub's JSON: write it again."
         ) from error
 
 
+def _rows(path: Path, image: str) -> int:
+    """Rows of the file, unless it could not hold so many or they unfold to a bomb."""
+    with _reading(path):
+        about, size = _opened(path).metadata, path.stat().st_size
+    if about.num_rows > max(_MANY_ROWS, size):
+        raise DataRefused(
+            f"{path} announces {about.num_rows:,} rows in {size:,} bytes, which cannot hold as "
+            "many images: fetch or write the file again."
+        )
+    for group, unfolded in enumerate(_group_bytes(about)):
+        refuse_bomb(f"Row group {group} of {path}", size, unfolded)
+    return int(about.num_rows)
+
+
+def _group_bytes(about: pq.FileMetaData) -> list[int]:
+    """Bytes that each row group unfolds to.
+
+    Not asked of its columns: contradictions in their statistics end the interpreter there.
+    """
+    return [about.row_group(group).total_byte_size for group in range(about.num_row_groups)]
+
+
 def _labels(path: Path, columns: _Columns) -> NDArray[np.float64]:
-    try:
-        column = _opened(path).read(columns=[columns.label])[columns.label]
-        values = column.to_numpy()
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise _unreadable(path, error) from error
+    with _reading(path):
+        values = _opened(path).read(columns=[columns.label])[columns.label].to_numpy()
     return np.asarray(values, np.float64)
 
 
 def _images(paths: list[Path], column: str) -> Iterator[tuple[bytes, str]]:
     for path in paths:
-        row = 0
-        batches = _opened(path).iter_batches(256, columns=[f"{column}.bytes"])
-        while (batch := _next(batches, path)) is not None:
-            for content in batch.column(0).field("bytes").to_pylist():
+        row, batches = 0, _batches(path, column)
+        while (contents := _next(batches, path, column)) is not None:
+            for content in contents:
                 where = f"row {row} of {path}"
-                if content is None:
+                if not content.is_valid:
                     raise DataRefused(f"{where} has no image bytes: embed the image or drop it.")
-                yield content, where
+                yield content.as_py(), where
                 row += 1
 
 
-def _next(batches: Iterator[pa.RecordBatch], path: Path) -> pa.RecordBatch | None:
-    try:
-        return next(batches, None)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
+def _batches(path: Path, column: str) -> Iterator[pa.RecordBatch]:
+    with _reading(path):
+        file = _opened(path)
+        # A value that many rows share is stored once but read for each of them.
+        together = _READ_BYTES // max([1, *_group_bytes(file.metadata)])
+        batches: Iterator[pa.RecordBatch] = file.iter_batches(
+            max(1, min(256, together)), columns=[f"{column}.bytes"]
+        )
+    return batches
+
+
+def _next(batches: Iterator[pa.RecordBatch], path: Path, column: str) -> pa.Array | None:
+    with _reading(path):
+        batch = next(batches, None)
+        return None if batch is None else batch.column(column).field("bytes")

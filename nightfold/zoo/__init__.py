@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,29 @@ def find(name: str) -> Build:
     if not callable(build):
         raise UsageError(f"The architecture {name!r} is not a function.")
     return build  # type: ignore[no-any-return]
+
+
+def import_trusted() -> tuple[str, ...]:
+    """Import the modules whose code sealed models may use; their names.
+
+    They are named in ``NIGHTFOLD_MODULES``, separated by commas. A bundle says which classes it
+    needs, but never what is imported for it: that is the word of whoever runs the command.
+
+    Raises
+    ------
+    UsageError
+        If one of them cannot be imported.
+    """
+    names = tuple(filter(None, os.environ.get("NIGHTFOLD_MODULES", "").replace(",", " ").split()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(
+                f"The module {name!r} of NIGHTFOLD_MODULES cannot be imported ({error}): check its "
+                "spelling and that its folder is on PYTHONPATH."
+            ) from error
+    return names
 
 
 def fingerprint(name: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,10 +86,12 @@ def free_port():
     return find
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory, free_port):
-    """A bench with a Prefect server on it; clients in this process talk to that server, too."""
-    port = free_port()
+@contextmanager
+def _serving(tmp_path_factory, port, **server):
+    """A bench with a Prefect server on it; clients in this process talk to that server, too.
+
+    Settings of the server's own, such as its database, are given by their environment variables.
+    """
     api_url = f"http://127.0.0.1:{port}/api"
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
@@ -99,6 +102,7 @@ def bench(tmp_path_factory, free_port):
         # Only how soon the server and the worker look for work, so that the tests are short.
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        **server,
     }
     bench = Bench(tmp_path_factory.mktemp("logs"), env)
 
@@ -109,6 +113,57 @@ def bench(tmp_path_factory, free_port):
             return False
 
     with bench.running, temporary_settings({PREFECT_API_URL: api_url}):
-        bench.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        bench.wait_until(answers, "the server")
+        bench.start("prefect", "server", "start", "--port", str(port))
+        bench.wait_until(answers, "the server", 300)
         yield bench
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """A context manager that gives a bench, for a server that needs settings of its own."""
+    return _serving
+
+
+@pytest.fixture(scope="module")
+def server_settings():
+    """Settings of the bench's server, and of whatever is started on it; for a file to override."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, free_port, server_settings):
+    """A bench with a server on SQLite, Prefect's default."""
+    with _serving(tmp_path_factory, free_port(), **server_settings) as bench:
+        yield bench
+
+
+@pytest.fixture(scope="session")
+def processes_of():
+    """A function that finds the processes of a flow run; the worker marks them."""
+
+    def find(run):
+        mark = f"PREFECT__FLOW_RUN_ID={run.id}".encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (process / "environ").read_bytes():
+                    found.append(int(process.name))
+            except OSError:
+                continue
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def kill_processes_of(processes_of):
+    """A function that ends the processes of a flow run as the kernel does without memory."""
+
+    def kill(run):
+        killed = processes_of(run)
+        for process in killed:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return killed
+
+    return kill

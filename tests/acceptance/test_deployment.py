@@ -177,21 +177,10 @@ def test_the_ui_shows_report_scores_and_validation(on_demand):
     assert "baseline" in json.dumps(json.loads(found["scores"].data))
 
 
-def processes_of(run):
-    """Ids of the processes that were started for a flow run; the worker marks them."""
-    mark = f"PREFECT__FLOW_RUN_ID={run.id}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
 @slow
-def test_a_cancelled_run_ends_soon_and_leaves_no_process(on_demand, deployed, tmp_path):
+def test_a_cancelled_run_ends_soon_and_leaves_no_process(
+    on_demand, deployed, processes_of, tmp_path
+):
     settings = {"epochs": 500, "candidates": ["baseline"], "artifacts": str(tmp_path)}
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(

@@ -56,7 +56,10 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize(
     "command",
-    ["ingest", "validate", "evaluate", "retrain", "plan", "history", "diff", "predict", "report"],
+    [
+        *("ingest", "validate", "evaluate", "retrain", "plan", "history", "diff", "predict"),
+        *("report", "prune", "automate"),
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command):
     done = run(command, "--help")
@@ -81,6 +84,7 @@ def test_every_command_explains_itself_with_an_example(command):
         (["report", "no-such-run"], ["no-such-run"]),
         (["diff", "one", "no-such-run"], ["no-such-run"]),
         (["diff", "--minutes", "nan"], ["--minutes"]),
+        (["prune", "--keep", "0"], ["--keep 0", "from 1"]),
         (["models", "rollback"], ["nightfold"]),
         (["predict", "no-such.png"], ["no-such.png"]),
         (["predict", "README.md", "--model", "v9"], ["v9"]),
@@ -232,6 +236,30 @@ def test_the_history_tells_each_night_and_names_what_it_left_out(tmp_path, write
     assert "Left out: broken (unfinished" in done.stderr
     told = json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)
     assert [night["outcome"] for night in told["nights"]] == ["promote", "refuse"]
+
+
+def test_pruning_says_what_went_and_what_would(tmp_path, write_night):
+    store = Store(tmp_path)
+    deep = Candidate(name="deep", architecture="deep")
+    names = [
+        write_night(store, NIGHT + timedelta(days=day), {deep: 0.99}, None).run_id
+        for day in range(3)
+    ]
+    done = run("prune", "--keep", "2", "--dry-run", "--artifacts", tmp_path)
+    assert done.stdout.startswith("would remove     1 runs, 0 models")
+    told = json.loads(run("prune", "--keep", "2", "--json", "--artifacts", tmp_path).stdout)
+    assert (told["dry_run"], told["kept"]) == (False, names[1:])
+    assert told["removed"]["runs"] == names[:1]
+    assert sorted(path.name for path in store.runs.iterdir()) == names[1:]
+    history = run("history", "--json", "--artifacts", tmp_path)
+    assert len(json.loads(history.stdout)["nights"]) == 3
+
+
+def test_automations_need_a_server_that_stays(tmp_path):
+    home = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path)}
+    done = run("automate", NIGHTFOLD_WEBHOOK="https://chat.example/secret", **home)
+    assert_refused(done, 2, "PREFECT_API_URL", "prefect server start")
+    assert "secret" not in done.stderr
 
 
 @pytest.mark.slow

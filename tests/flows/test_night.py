@@ -128,6 +128,34 @@ def test_the_nights_after_it_can_learn_from_it(night):
     assert Earlier.read(store, summary.dataset.name).spread(*digests, n_test=300)[0] == "pair"
 
 
+def test_its_log_tells_every_fold_and_epoch_from_whatever_process(night):
+    artifacts, summary, state = night
+    log = Store(artifacts).run(summary.run_id) / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["run_id"] for line in lines} == {summary.run_id}
+    assert {line["flow_run_id"] for line in lines} == {str(state.state_details.flow_run_id)}
+    places = [(c, 1, f) for c in ("baseline", "deep") for f in (1, 2)]
+    for message in ("fold started", "epoch finished", "fold finished"):
+        told = [line for line in lines if line["message"] == message and line["fold"]]
+        assert sorted((n["candidate"], n["repeat"], n["fold"]) for n in told) == places
+        assert {line["task"] for line in told} == {
+            f"train {c} repeat {r} fold {f}" for c, r, f in places
+        }
+    assert lines[-1]["message"] == "Finished in state Completed()"
+
+
+def test_its_report_says_what_it_takes_on_the_disk(night):
+    artifacts, summary, _ = night
+    disk = summary.disk
+    parts = (disk.runs, disk.models, disk.folds, disk.datasets)
+    assert all(parts)
+    assert sum(parts) <= disk.total <= sum(p.stat().st_size for p in artifacts.rglob("*"))
+    assert disk.free > 0
+    folder = Store(artifacts).run(summary.run_id)
+    assert f"models {disk.models / 1e6:.1f} MB" in (folder / "report.html").read_text()
+    assert f"models {disk.models / 1e6:.1f} MB" in (folder / "report.md").read_text()
+
+
 def test_tables_have_the_declared_schemas_and_every_row(night):
     artifacts, summary, _ = night
     run = Store(artifacts).run(summary.run_id)

@@ -215,9 +215,9 @@ def test_what_is_not_a_whole_image_is_refused_in_a_sentence_that_names_it(
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataRefused, match=r"There is no image .*gone\.png"):
+    with pytest.raises(DataRefused, match=r"There is no file .*gone\.png"):
         read_image(tmp_path / "gone.png", where=str(tmp_path / "gone.png"))
-    with pytest.raises(DataRefused, match="not a whole image"):
+    with pytest.raises(DataRefused, match="not a plain file but a folder"):
         read_image(tmp_path, where=str(tmp_path))
 
 

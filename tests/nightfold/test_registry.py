@@ -221,6 +221,30 @@ def test_a_model_is_a_version_or_a_path_and_else_the_versions_are_named(
             registry.resolve(unknown)
 
 
+@pytest.mark.parametrize("use", ["by version", "by path", "promote"])
+def test_an_earlier_champion_must_be_what_it_was_however_it_is_named(registry, use, add_bundle):
+    """Somebody has sealed another model in its place; its own checksums fit."""
+    registry.promote("a", "first")
+    registry.promote("b", "better")
+    shutil.rmtree(registry.folder / "a")
+    add_bundle(registry.folder, "a", accuracies=(0.99, 0.99))
+    with pytest.raises(BundleRefused, match=r"a/manifest\.json was altered"):
+        if use == "promote":
+            registry.promote("a", "again")
+        else:
+            registry.load("a" if use == "by version" else str(registry.folder / "a"))
+    assert registry.champion().version == "b"
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras", "saved_model", "."])
+def test_a_bare_model_file_is_never_loaded(registry, tmp_path, name):
+    (tmp_path / "model.h5").write_bytes(b"\x89HDF")
+    (tmp_path / "model.keras").write_bytes(b"PK")
+    (tmp_path / "saved_model").mkdir()
+    with pytest.raises(UsageError, match="There is no model"):
+        registry.load(str(tmp_path / name))
+
+
 def test_readers_always_see_a_whole_pointer(registry):
     registry.promote("a", "first")
     done = threading.Event()

@@ -395,7 +395,7 @@ def test_what_is_not_an_npz_is_refused(tmp_path: Path, small_mnist: Dataset) -> 
         path.write_bytes(content)
         assert str(path) in refusal(f"npz:{path}")
     np.save(tmp_path / "x.npy", np.zeros(3))
-    assert "single .npy" in refusal(f"npz:{tmp_path / 'x.npy'}")
+    assert "plain arrays" in refusal(f"npz:{tmp_path / 'x.npy'}")
 
 
 # ---------------------------------------------------------------- folder

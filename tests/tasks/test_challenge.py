@@ -1,5 +1,6 @@
 """The champion defends its place on tonight's folds, and every look at it is counted."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,19 @@ def test_a_network_that_is_gone_cannot_be_compared_but_does_not_stop_the_night(
     defence = enter(NIGHT, small_mnist, registry, "tonight")
     assert "gone_module" in str(defence.problem)
     assert defence.experiment == NIGHT
+
+
+def test_no_code_is_imported_because_a_manifest_names_it(
+    registry, crown, small_mnist, tmp_path, monkeypatch
+):
+    (tmp_path / "strangers_module.py").write_text("def build(images, n_classes): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    crown(DENSE.model_copy(update={"architecture": "strangers_module:build"}))
+    defence = enter(NIGHT, small_mnist, registry, "tonight")
+    assert "name 'strangers_module' in NIGHTFOLD_MODULES" in str(defence.problem)
+    assert "strangers_module" not in sys.modules
+    monkeypatch.setenv("NIGHTFOLD_MODULES", "strangers_module")
+    assert enter(NIGHT, small_mnist, registry, "tonight").problem is None
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A folder of images becomes one table, whatever state its files are in."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,19 @@ def test_an_unreadable_image_is_a_row_that_says_why(folder, champion, tmp_path):
         assert name in rows[name]["error"]
         assert rows[name]["predicted"] is rows[name]["probabilities"] is None
     assert "note.txt" not in rows
+
+
+def test_what_only_looks_like_an_image_is_a_row_and_any_name_is(folder, champion, tmp_path):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "lost.png").symlink_to(folder / "gone")
+    (folder / "folder.png").mkdir()
+    os.rename(folder / "part0" / "000.png", os.fsencode(folder) + b"/caf\xe9.png")
+    done = classify_folder(images_below(folder), champion, tmp_path / "t.parquet", "run-7")
+    rows = {Path(row["path"]).name: row for row in pq.read_table(done.path).to_pylist()}
+    assert "a pipe" in rows["pipe.png"]["error"]
+    assert "leads nowhere" in rows["lost.png"]["error"]
+    assert "folder.png" not in rows
+    assert rows["caf\\xe9.png"]["class_name"]
 
 
 def test_a_folder_of_unreadable_images_is_a_table_too(champion, tmp_path):
