@@ -208,7 +208,8 @@ def publish(rows: pd.DataFrame) -> None:
     )
     with atomic_file(TABLE.with_suffix(".md")) as part:
         part.write_text(text + "\n")
-    page = filled(PAGE.read_text(), {"chaos": text + "\n"})
+    results = {path.stem: path.read_text() for path in RESULTS.glob("*.md")}
+    page = filled(PAGE.read_text(), results)
     with atomic_file(PAGE) as part:
         part.write_text(page)
 
