@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast chaos hostile fuzz load lint format lock clean
+.PHONY: help setup run test fast hostile chaos fuzz load lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ hostile: setup ## give the corpus of hostile input to every reader and print the
 fuzz: setup ## damage every format under coverage guidance for a quarter of an hour (Linux)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3"
 	$(BIN)/python -m tests.fuzz
+
+chaos: setup ## kill nights 200 times, compare each with an undisturbed one (an hour)
+	$(BIN)/python -m tests.acceptance.chaos --fresh
 
 format: setup ## format the code
 	$(BIN)/ruff check --fix .

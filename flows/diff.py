@@ -8,9 +8,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.night import refuse
+from flows.night import refuse, tell
 from flows.runners import make_runner
 from flows.settings import DEFAULTS, Settings
+from nightfold import lock
 from nightfold.difference import Corner, Difference, Question
 from nightfold.errors import NightfoldError
 from nightfold.foldresult import FoldJob
@@ -39,15 +40,16 @@ def diff(
     """
     try:
         store, workers = Store(settings.artifacts), settings.n_workers
-        question = Question.read(store, run_a, run_b, candidate)
-        chosen = question.affordable(minutes, workers)
-        with make_runner(settings.runner, workers, settings.address) as runner:
-            jobs = [job for corner in chosen for job in jobs_of(corner, store, question.folder)]
-            announce(jobs, question.folder)
-            collect_folds(map_folds(runner, jobs))
-        difference = question.answer(minutes, workers, chosen)
-        difference.write(store.run(run_b))
-        return difference
+        with lock.alone(store, f"diff-{run_b}", minutes=settings.wait, tell=tell):
+            question = Question.read(store, run_a, run_b, candidate)
+            chosen = question.affordable(minutes, workers)
+            with make_runner(settings.runner, workers, settings.address) as runner:
+                jobs = [job for corner in chosen for job in jobs_of(corner, store, question.folder)]
+                announce(jobs, question.folder)
+                collect_folds(map_folds(runner, jobs))
+            difference = question.answer(minutes, workers, chosen)
+            difference.write(store.run(run_b))
+            return difference
     except NightfoldError as error:
         return refuse(error)
 

@@ -91,7 +91,7 @@ class Run:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Have the artifacts folder alone, swept of what killed runs have left, and write there."""
-        with lock.alone(self.store, self.run_id, minutes=self.settings.wait, tell=_tell):
+        with lock.alone(self.store, self.run_id, minutes=self.settings.wait, tell=tell):
             self.store.sweep()
             make_folder(self.folder)
             logs.keep(self.log)
@@ -375,7 +375,7 @@ def publish(
     return summary
 
 
-def _tell(sentence: str) -> None:
+def tell(sentence: str) -> None:
     """To the run's log, and to whoever sits before it: Prefect keeps logs off the terminal."""
     get_run_logger().info(sentence)
     print(sentence, file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nightfold import lock
 from nightfold.bundle import Manifest, read_manifest
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.registry import Entry, Registry
@@ -78,13 +79,15 @@ def prune(store: Store, keep: int, *, dry_run: bool = False) -> Pruned:
         If there is no such store or `keep` is below 1.
     BundleRefused
         If the champion's pointer or manifest is not what it was; nothing is removed then.
+    Busy
+        If a night has the folder: what it is about to refer to must not go.
     """
     if keep < 1:
         raise UsageError(f"--keep {keep} would keep no run: give a number from 1.")
     if not store.root.is_dir():
         raise UsageError(f"There is no artifacts folder {store.root}: check --artifacts.")
     registry = Registry(store)
-    with registry.lock():
+    with lock.alone(store, "prune", minutes=0, tell=lambda _: None), registry.lock():
         inventory = _Inventory(store, registry, keep)
         doomed = {area: list(inventory.doomed(area)) for area in AREAS}
         pruned = Pruned(

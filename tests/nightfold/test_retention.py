@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightfold import retention
+from nightfold import lock, retention
 from nightfold.bundle import verify
-from nightfold.errors import BundleRefused, UsageError
+from nightfold.errors import BundleRefused, Busy, UsageError
 from nightfold.experiment import Candidate
 from nightfold.history import History
 from nightfold.registry import Registry
@@ -334,3 +334,13 @@ def test_a_prune_that_is_really_killed_is_finished_by_the_next(nights):
         "plans": 1,
         "datasets": 1,
     }
+
+
+def test_nothing_is_pruned_beside_a_night(tmp_path):
+    """What the night is about to refer to would go."""
+    store = Store(tmp_path)
+    with (
+        lock.alone(store, "tonight", minutes=0, tell=print),
+        pytest.raises(Busy, match="tonight"),
+    ):
+        prune(store, 1)
