@@ -32,9 +32,6 @@ test: setup ## lint, types, import contract and all tests with coverage
 fast: setup ## the tests that need no training and no server
 	$(BIN)/pytest -m "not slow" --no-cov
 
-chaos: setup ## kill nights 200 times, compare each with an undisturbed one (an hour)
-	$(BIN)/python -m tests.acceptance.chaos --fresh
-
 load: setup ## the full load on PostgreSQL, and a night that is lost with its machine (an hour)
 	NIGHTFOLD_LOAD=full $(BIN)/pytest --no-cov -s --timeout 0 tests/acceptance/test_load.py tests/acceptance/test_automations.py
 
