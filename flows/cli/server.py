@@ -33,7 +33,7 @@ def prepare_prefect(workers: int = 0) -> None:
         # Its default lets every web page in that is open on this machine.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+        "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)

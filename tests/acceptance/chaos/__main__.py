@@ -208,7 +208,10 @@ def publish(rows: pd.DataFrame) -> None:
     )
     with atomic_file(TABLE.with_suffix(".md")) as part:
         part.write_text(text + "\n")
-    page = filled(PAGE.read_text(), {"chaos": text + "\n"})
+    before, _, rest = PAGE.read_text().partition("<!-- chaos -->")
+    _, end, after = rest.partition("<!-- end -->")
+    mine = filled(f"<!-- chaos -->\n{end}", {"chaos": text + "\n"})
+    page = before + mine + after
     with atomic_file(PAGE) as part:
         part.write_text(page)
 

@@ -34,7 +34,7 @@ def wait_for_turn(attempt, artifacts, name):
 def test_the_second_waits_the_third_is_refused_and_a_kill_frees_the_folder(arena, shared):
     first = begin(arena, shared, "first", flow="evaluate")
     wait_for_turn(first, shared, "first")
-    second = begin(arena, shared, "second", flow="retrain")
+    second = begin(arena, shared, "second", flow="retrain", wait="60")
     third = begin(arena, shared, "third", flow="evaluate", wait="0")
     assert third.wait() == 1
     said = arena.said(shared.with_name("third"))
@@ -43,10 +43,10 @@ def test_the_second_waits_the_third_is_refused_and_a_kill_frees_the_folder(arena
     assert not Store(shared).run("third").exists()
     first.process.kill()
     wait_for_turn(second, shared, "second")
-    again = begin(arena, shared, "first", flow="evaluate", wait="5")
+    again = begin(arena, shared, "first", flow="evaluate", wait="60")
     assert second.wait() == 0, arena.said(shared.with_name("second"))
     assert again.wait() == 0, arena.said(shared.with_name("first"))
-    assert "waiting up to 5 minutes" in arena.said(shared.with_name("first"))
+    assert "waiting up to 60 minutes" in arena.said(shared.with_name("first"))
 
     for run in ("first", "second"):
         for table in Store(shared).run(run).glob("*.parquet"):
