@@ -24,7 +24,8 @@ FULL = {
     "worker open folds/*/.part-result.json#1": "result.json",
     "flow open runs/night/.part-predictions.parquet#1": "predictions.parquet",
     "worker open models/.part-night/model.keras#1": "models/night",
-    "flow open models/.part-champion.json#3": "champion.json",
+    # The night's look at the champion was counted, in the same file, by the attempt before.
+    "flow open models/.part-champion.json#1": "champion.json",
     "flow open runs/night/.part-report.html#1": "report.html",
     "flow open .part-latest.json#1": "latest.json",
 }
