@@ -114,6 +114,21 @@ def refuse_bomb(where: str, packed: int, unpacked: int) -> None:
         )
 
 
+def require_room(path: Path) -> None:
+    """Refuse a file that is read as a whole and is larger than the memory, before it is hashed.
+
+    Raises
+    ------
+    DataRefused
+        See `fits_in_memory`.
+    """
+    size = path.stat().st_size
+    if not fits_in_memory(size):
+        raise DataRefused(
+            f"{path} holds {size:,} bytes, more than this machine has memory: give fewer rows."
+        )
+
+
 def fits_in_memory(n_bytes: int) -> bool:
     """Whether the machine has so much memory at all, used or free."""
     return n_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nightfold.dataset import Split
 from nightfold.errors import DataRefused, UsageError
-from nightfold.files import fits_in_memory, refuse_bomb, require_plain
+from nightfold.files import fits_in_memory, refuse_bomb, require_plain, require_room
 from nightfold.sources.contents import Contents, entries, image_array, integer_labels
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -180,4 +180,5 @@ def _find(folder: Path, split: str, role: str) -> Path | None:
         )
     for path in found:
         require_plain(path)
+        require_room(path)
     return found[0] if found else None

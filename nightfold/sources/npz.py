@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nightfold.dataset import Split
 from nightfold.errors import DataRefused, UsageError
-from nightfold.files import refuse_bomb
+from nightfold.files import refuse_bomb, require_room
 from nightfold.sources.contents import Contents, image_array, integer_labels
 
 
@@ -25,9 +25,12 @@ def files(path: Path) -> list[Path]:
     ------
     UsageError
         If `path` is not a file.
+    DataRefused
+        If it is larger than the memory.
     """
     if not path.is_file():
         raise UsageError(f"{path} is not a file: npz: takes the path of one .npz file.")
+    require_room(path)
     return [path]
 
 
