@@ -33,7 +33,7 @@ MAX_PIXELS = 2**27
 """Largest width times height that is decoded: 134 million.
 
 The largest cameras in use have 100 to 108 million; with transparency, the costliest case, that many
-take 1.3 GB for a moment.
+take 1.2 GB for a moment.
 """
 MAX_SIDE = 65_535
 """Largest width and height, as of JPEG and GIF; to resize a longer row would take gigabytes."""
