@@ -33,7 +33,7 @@ fast: setup ## the tests that need no training and no server
 	$(BIN)/pytest -m "not slow" --no-cov
 
 load: setup ## the full load on PostgreSQL, and a night that is lost with its machine (an hour)
-	NIGHTFOLD_LOAD=full $(BIN)/pytest --no-cov -s --timeout 0 tests/acceptance/test_load.py tests/acceptance/test_automations.py
+	NIGHTFOLD_LOAD=full $(BIN)/pytest -m long --no-cov -s --timeout 0 tests/acceptance/test_load.py tests/acceptance/test_automations.py
 
 hostile: setup ## give the corpus of hostile input to every reader and print the table
 	$(BIN)/python -m tests.hostile
@@ -43,6 +43,7 @@ fuzz: setup ## damage every format under coverage guidance for a quarter of an h
 	$(BIN)/python -m tests.fuzz
 
 chaos: setup ## kill nights 200 times, compare each with an undisturbed one (an hour)
+	$(BIN)/pytest -m long --no-cov tests/acceptance/chaos
 	$(BIN)/python -m tests.acceptance.chaos --fresh
 
 format: setup ## format the code

@@ -15,7 +15,7 @@ from prefect.states import Crashed
 
 from flows.automations import install
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 SECRET = "a-secret-that-only-the-chat-knows"
 
 

@@ -35,6 +35,7 @@ POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(2 * MINUTES * 60),
     pytest.mark.skipif(
         DATABASE == "postgresql" and not POSTGRES,

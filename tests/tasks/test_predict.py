@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from nightfold.errors import BundleRefused, UsageError
+from nightfold.errors import BundleRefused, NotWritten, UsageError
 from nightfold.tables import batch_schema
 from tasks.predict import classify_folder, images_below, predict
 
@@ -82,7 +82,7 @@ def test_a_batch_that_dies_leaves_no_table(folder, champion, tmp_path):
         yield from images_below(folder)
         raise OSError("the disk is gone")
 
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(NotWritten, match="the disk is gone"):
         classify_folder(paths_until_the_disk_is_gone(), champion, tmp_path / "o" / "t.parquet", "r")
     assert list((tmp_path / "o").iterdir()) == []
 

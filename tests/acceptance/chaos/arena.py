@@ -396,6 +396,7 @@ def told_of(folder):
     document["final"] = {k: document["final"][k] for k in ("candidate", "holdout_accuracy")}
     document["promotion"].pop("checks")
     document["dataset"].pop("path")
+    document.pop("disk")
     return {k: v for k, v in document.items() if k not in TIMES}
 
 
