@@ -114,7 +114,7 @@ def read_image(
                     raise ValueError(f"it is larger than {MAX_SIDE:,} pixels along a side")
                 image.load()
                 if image.format == "PNG":
-                    _require_every_row(source if isinstance(source, bytes) else source.read_bytes())
+                    _require_sound_rows(source if isinstance(source, bytes) else source.read_bytes())
                 return _prepared(image, channels, size, where)
     except DataRefused:
         raise
@@ -256,13 +256,15 @@ def _eight_bits(values: NDArray[Any], where: str) -> Image.Image:
     return Image.fromarray(pixels.reshape(values.shape))
 
 
-def _require_every_row(content: bytes) -> None:
-    """Make sure that the pixels of a PNG do not end early; Pillow leaves what is missing black.
+def _require_sound_rows(content: bytes) -> None:
+    """Make sure that the pixels of a PNG are whole and as they were written.
+
+    Pillow leaves rows that are missing black, and does not look at the check sums of pixels.
 
     Raises
     ------
     ValueError
-        If rows are missing.
+        If rows are missing or a part of them fails its check sum.
     zlib.error
         If the pixels fail their check sum.
     """
@@ -270,7 +272,10 @@ def _require_every_row(content: bytes) -> None:
     while place + 8 <= len(content) and not unpacker.eof:
         length, kind = struct.unpack_from(">I4s", content, place)
         body = content[place + 8 : place + 8 + length]
+        recorded = content[place + 8 + length : place + 12 + length]
         place += 12 + length
+        if kind == b"IDAT" and zlib.crc32(kind + body).to_bytes(4, "big") != recorded:
+            raise ValueError("its pixels fail their check sum")
         if kind == b"IHDR":
             expected = _bytes_of_rows(*struct.unpack_from(">IIBBBBB", body))
         while kind == b"IDAT" and body:

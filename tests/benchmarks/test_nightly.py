@@ -57,6 +57,6 @@ def test_all_that_is_not_training_is_named_and_sums_up(night):
     assert parts["overhead"] == 40 - (8 + 12 + 9) / 2
     assert sum(parts[name] for name in PARTS) == pytest.approx(parts["overhead"])
     assert {name: parts[name] for name in PARTS} == pytest.approx(
-        {"before": 10, "in_folds": 3, "between": 0.5, "idle": 4, "after": 8}
+        {"before": 10, "in_folds": 3, "late": 0, "between": 0.5, "idle": 4, "after": 8}
     )
     assert parts["per_fold"] == pytest.approx(7 / 3)
