@@ -7,6 +7,10 @@ every test that finds one of them better, and every night that promotes the othe
     python -m benchmarks.honesty alarms [DRAWS]      draws in which a test at 5 % finds a difference
     python -m benchmarks.honesty years [YEARS SEED]  years of 365 nights with a promotion
     python -m benchmarks.honesty races [DRAWS]       races that stop the best, and folds they save
+    python -m benchmarks.honesty seeds [SEEDS ROWS EPOCHS]  verdicts on a network against itself
+
+The last one trains: the tutorial's deep network from one seed after the other, each a night of its
+own, every two of which are compared as candidates are.
 
 Races of unequal candidates are not of digits but of normal scores, because there the best is known.
 """
@@ -16,19 +20,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import ttest_1samp
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
+from benchmarks.nightly import run_nightfold, write_experiment
 from nightfold import statistics
 from nightfold.experiment import PolicyChoice, RacingChoice, load_experiment, shipped
+from nightfold.foldplan import FoldPlan
 from nightfold.gate import Comparison, weigh
 from nightfold.racing import Race
 from nightfold.sources import read
+from tasks.compare import compare_scores
 
 ROWS = 100
 FOLDS = 5
@@ -185,6 +197,48 @@ def _race(
     )
 
 
+def seeds(n: int = 20, rows: int = 12_000, epochs: int = 10) -> None:
+    """Print how the network from `n` seeds compares with itself from seed 0, and among themselves.
+
+    The nights of all seeds share the fold plan, as it has a seed of its own.
+    """
+    with TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
+        work = Path(folder)
+        recipe = write_experiment(work / "deep.toml", "deep", epochs)
+        nights = []
+        for seed in range(n + 1):
+            options = ["--limit", str(rows), "--seed", str(seed), "--run-id", f"seed-{seed}"]
+            night = run_nightfold(
+                "evaluate", recipe, *options, artifacts=work / "runs", prefect_home=work / "prefect"
+            )
+            nights.append(night.folder)
+            print(f"seed {seed}: {100 * night.scores.accuracy.mean():.3f} %", flush=True)
+        verdicts = pd.DataFrame(_compared(nights))
+    print(f"deep, {epochs} epochs, {rows:,} rows, {n} seeds against seed 0, and all pairs")
+    against = verdicts[verdicts.candidate_a == nights[0].name]
+    for what, each in (("against seed 0", against), ("all pairs", verdicts)):
+        spread = 100 * each.mean_difference
+        print(
+            f"{what}: {each.verdict.value_counts().to_dict()}, differences {spread.min():+.3f} to "
+            f"{spread.max():+.3f} points"
+        )
+
+
+def _compared(nights: list[Path]) -> list[dict[str, Any]]:
+    """Verdicts on the only candidates of `nights`, each called by its run."""
+    plans = [FoldPlan.open(night / "foldplan.parquet") for night in nights]
+    scores = [
+        pd.read_parquet(night / "scores.parquet").assign(candidate=night.name) for night in nights
+    ]
+    predictions = [
+        pd.read_parquet(night / "predictions.parquet").assign(candidate=night.name)
+        for night in nights
+    ]
+    columns = ["candidate", "repeat", "row", "label", "predicted"]
+    table = pa.Table.from_pandas(pd.concat(predictions)[columns], preserve_index=False)
+    return compare_scores(pd.concat(scores), table, plans[0])
+
+
 def check() -> None:
     """Make sure that the classifier above is scikit-learn's."""
     digits = Digits(seed=3)
@@ -201,5 +255,10 @@ def check() -> None:
 if __name__ == "__main__":
     check()
     command, *numbers = sys.argv[1:]
-    commands: dict[str, Callable[..., None]] = {"alarms": alarms, "years": years, "races": races}
+    commands: dict[str, Callable[..., None]] = {
+        "alarms": alarms,
+        "years": years,
+        "races": races,
+        "seeds": seeds,
+    }
     commands[command](*map(int, numbers))
