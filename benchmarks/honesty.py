@@ -4,21 +4,14 @@ Two recipes that are equally good by construction: every digit is mirrored or no
 coin; one nearest-neighbour classifier sees its left half, the other the mirrored right half. So
 every test that finds one of them better, and every night that promotes the other one, is wrong.
 
-    python -m benchmarks.honesty alarms [DRAWS]      draws in which a test at 5 % finds a difference
-    python -m benchmarks.honesty years [YEARS SEED]  years of 365 nights with a promotion
-    python -m benchmarks.honesty races [DRAWS]       races that stop the best, and folds they save
-    python -m benchmarks.honesty seeds [SEEDS ROWS EPOCHS]  verdicts on a network against itself
-
-The last one trains: the tutorial's deep network from one seed after the other, each a night of its
-own, every two of which are compared as candidates are.
-
 Races of unequal candidates are not of digits but of normal scores, because there the best is known.
+And `seeds` trains: the tutorial's deep network from one seed after the other, each a night of its
+own, every two of which are compared as candidates are.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import typer
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import ttest_1samp
@@ -90,13 +84,13 @@ def alarms(draws: int = 1000) -> None:
         print(f"{repeats:2} repeats: plain paired t {plain:.1f} %, corrected {corrected:.1f} %")
 
 
-def years(n: int = 200, seed: int = 2, nights: int = 365) -> None:
+def years(number: int = 200, seed: int = 2, nights: int = 365) -> None:
     """Print the part of years in which the gate promotes, with its looks counted and without."""
     policy = load_experiment("night").policy
     assert policy is not None
     digits = Digits(seed)
     counted, naive = [], []
-    for year in range(n):
+    for year in range(number):
         looks = count(1)
         # The same draws judge both; the naive gate takes every look for the first.
         promoted = [_night(digits, policy, looks) for _ in range(nights)]
@@ -197,8 +191,8 @@ def _race(
     )
 
 
-def seeds(n: int = 20, rows: int = 12_000, epochs: int = 10) -> None:
-    """Print how the network from `n` seeds compares with itself from seed 0, and among themselves.
+def seeds(number: int = 20, rows: int = 12_000, epochs: int = 10) -> None:
+    """Print how the network from many seeds compares with itself from seed 0, and among themselves.
 
     The nights of all seeds share the fold plan, as it has a seed of its own.
     """
@@ -206,7 +200,7 @@ def seeds(n: int = 20, rows: int = 12_000, epochs: int = 10) -> None:
         work = Path(folder)
         recipe = write_experiment(work / "deep.toml", "deep", epochs)
         nights = []
-        for seed in range(n + 1):
+        for seed in range(number + 1):
             options = ["--limit", str(rows), "--seed", str(seed), "--run-id", f"seed-{seed}"]
             night = run_nightfold(
                 "evaluate", recipe, *options, artifacts=work / "runs", prefect_home=work / "prefect"
@@ -214,7 +208,7 @@ def seeds(n: int = 20, rows: int = 12_000, epochs: int = 10) -> None:
             nights.append(night.folder)
             print(f"seed {seed}: {100 * night.scores.accuracy.mean():.3f} %", flush=True)
         verdicts = pd.DataFrame(_compared(nights))
-    print(f"deep, {epochs} epochs, {rows:,} rows, {n} seeds against seed 0, and all pairs")
+    print(f"deep, {epochs} epochs, {rows:,} rows, {number} seeds against seed 0, and all pairs")
     against = verdicts[verdicts.candidate_a == nights[0].name]
     for what, each in (("against seed 0", against), ("all pairs", verdicts)):
         spread = 100 * each.mean_difference
@@ -254,11 +248,7 @@ def check() -> None:
 
 if __name__ == "__main__":
     check()
-    command, *numbers = sys.argv[1:]
-    commands: dict[str, Callable[..., None]] = {
-        "alarms": alarms,
-        "years": years,
-        "races": races,
-        "seeds": seeds,
-    }
-    commands[command](*map(int, numbers))
+    app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+    for command in (alarms, years, races, seeds):
+        app.command()(command)
+    app()
