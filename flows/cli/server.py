@@ -55,17 +55,24 @@ def _start_server(workers: int) -> None:
     started = server.start()
     os.environ["PREFECT_API_URL"] = started.url
     refresh_global_settings_context()
-    ahead = threading.Thread(target=_get_ready, args=(workers,), daemon=True)
+    in_vain = threading.Event()
+    ahead = threading.Thread(target=_get_ready, args=(workers, in_vain), daemon=True)
     ahead.start()
-    started.wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
-    ahead.join()
+    try:
+        started.wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+    except BaseException:
+        in_vain.set()
+        raise
+    finally:
+        # The interpreter must not end beside it: a pool that starts then is a traceback.
+        ahead.join()
 
 
-def _get_ready(workers: int) -> None:
+def _get_ready(workers: int, in_vain: threading.Event) -> None:
     """Import what the night will need, then let a first worker load TensorFlow."""
     for module in ("flows.retrain", "great_expectations", "sklearn.model_selection"):
         importlib.import_module(module)
-    if workers:
+    if workers and not in_vain.is_set():
         from flows.runners import start_ahead
 
         start_ahead(workers)
