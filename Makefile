@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file of tests stays in one process, which keeps what its tests share.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test fast hostile chaos fuzz load lint format lock clean
@@ -26,8 +28,8 @@ test: setup ## lint, types, import contract and all tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --cov --cov-report= --cov-fail-under=0 tests/nightfold tests/tasks tests/flows tests/benchmarks tests/hostile
-	$(BIN)/pytest --cov --cov-append tests/acceptance
+	$(BIN)/pytest $(SIDE_BY_SIDE) --cov --cov-report= --cov-fail-under=0 tests/nightfold tests/tasks tests/flows tests/benchmarks tests/hostile
+	$(BIN)/pytest $(SIDE_BY_SIDE) --cov --cov-append tests/acceptance
 
 fast: setup ## the tests that need no training and no server
 	$(BIN)/pytest -m "not slow" --no-cov
