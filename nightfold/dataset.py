@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +48,27 @@ class Split:
     @cached_property
     def row_digests(self) -> list[str]:
         """Hexadecimal sha256 of each row's pixel bytes."""
-        images = np.ascontiguousarray(self.images)  # slicing a memory map row by row is slow
-        return [hashlib.sha256(image.data).hexdigest() for image in images]
+        return [
+            hashlib.sha256(image.data).hexdigest()
+            for piece in in_pieces(self.images)
+            for image in np.ascontiguousarray(piece)  # slicing a memory map row by row is slow
+        ]
+
+
+def in_pieces(images: NDArray[Any], size: int = 65_536) -> Iterator[NDArray[Any]]:
+    """Views of `size` images after the other; what is mapped of a file is given back behind each.
+
+    Reading a large snapshot from end to end so takes no memory of the process.
+    """
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+        give_back(images)
+
+
+def give_back(images: NDArray[Any]) -> None:
+    """Let go of the pages of mapped images; they stay in the cache that all processes share."""
+    if isinstance(images, np.memmap) and images._mmap is not None:  # type: ignore[attr-defined]
+        images._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 class _Index(BaseModel):
@@ -300,7 +321,7 @@ def _digest(class_names: tuple[str, ...], train: Split, test: Split) -> str:
         ]
     whole.update(json.dumps(description, sort_keys=True).encode())
     for split in (train, test):
-        for start in range(0, len(split), 65_536):
-            whole.update(np.ascontiguousarray(split.images[start : start + 65_536]).data)
+        for piece in in_pieces(split.images):
+            whole.update(np.ascontiguousarray(piece).data)
         whole.update(np.ascontiguousarray(split.labels).data)
     return whole.hexdigest()

@@ -7,7 +7,6 @@ Which rows, in which order, and what is kept of it is decided in `nightfold.trai
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightfold.augmentation import augment
-from nightfold.dataset import Dataset
+from nightfold.dataset import Dataset, give_back
 from nightfold.experiment import Candidate
 from nightfold.forward import training_pass
 from nightfold.optimization import apply_step
@@ -57,7 +56,7 @@ class Rows:
     def release(self) -> None:
         """Give the pages of many pixels back; they stay in the cache that all processes share."""
         if self.many:
-            self.pixels._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+            give_back(self.pixels)
 
 
 @lru_cache(maxsize=1)

@@ -114,7 +114,9 @@ def read_image(
                     raise ValueError(f"it is larger than {MAX_SIDE:,} pixels along a side")
                 image.load()
                 if image.format == "PNG":
-                    _require_sound_rows(source if isinstance(source, bytes) else source.read_bytes())
+                    _require_sound_rows(
+                        source if isinstance(source, bytes) else source.read_bytes()
+                    )
                 return _prepared(image, channels, size, where)
     except DataRefused:
         raise

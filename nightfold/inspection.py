@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightfold.dataset import Split
+from nightfold.dataset import Split, in_pieces
 from nightfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def _pixel_statistics(
     if per_image == 0 or images.dtype.kind not in "biuf":
         return minimum, maximum, foreground
     chunk = max(1, CHUNK_BYTES // (per_image * images.dtype.itemsize))
-    for start in range(0, n, chunk):
-        rows = slice(start, start + chunk)
-        flat = np.asarray(images[rows]).reshape(-1, per_image)
+    for number, piece in enumerate(in_pieces(images, chunk)):
+        rows = slice(number * chunk, (number + 1) * chunk)
+        flat = np.asarray(piece).reshape(-1, per_image)
         low, high = flat.min(axis=1, keepdims=True), flat.max(axis=1, keepdims=True)
         background = np.maximum(
             np.count_nonzero(flat == low, axis=1), np.count_nonzero(flat == high, axis=1)

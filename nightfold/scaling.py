@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from nightfold.dataset import give_back
 from nightfold.errors import UsageError
 
 SCALERS: dict[str, Callable[[NDArray[np.int64]], Scaler]] = {}
@@ -95,6 +96,7 @@ def pixel_histogram(
     counts = np.zeros(256, dtype=np.int64)
     for start in range(0, len(rows), chunk):
         counts += np.bincount(images[rows[start : start + chunk]].ravel(), minlength=256)
+        give_back(images)
     return counts
 
 

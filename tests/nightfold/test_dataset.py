@@ -1,10 +1,15 @@
 """Dataset snapshots: named by their content, shared by mapping, refused when altered."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import DataRefused
+from nightfold.inspection import describe_images
+from nightfold.scaling import pixel_histogram
 
 
 def write(folder, dataset, **changes):
@@ -80,3 +85,24 @@ def test_a_limit_is_the_head_of_a_seeded_shuffle(small_mnist, tmp_path):
     assert (hundred.train.images[:50] == fifty.train.images).all()
     assert fifty.digest != other.digest
     assert len(small_mnist.limited(tmp_path, 10_000, seed=1).train) == 600
+
+
+def resident_bytes_of(file):
+    """How much of a mapped file this process has in its own page table."""
+    maps = Path("/proc/self/smaps").read_text()
+    return 1024 * sum(int(size) for size in re.findall(rf"{file}\n(?:.*\n)*?Rss: +(\d+) kB", maps))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is resident")
+def test_reading_all_of_a_snapshot_keeps_none_of_it(mnist):
+    dataset = Dataset.open(mnist.path)
+    pixels = dataset.path / "train_images.npy"
+    for read in (
+        dataset.verify,
+        lambda: pixel_histogram(dataset.train.images, np.arange(len(dataset.train))),
+        lambda: describe_images(dataset.train),
+    ):
+        assert dataset.train.images[::100].any()
+        assert resident_bytes_of(pixels) > 10e6
+        read()
+        assert resident_bytes_of(pixels) < 1e6
