@@ -285,6 +285,27 @@ def test_a_label_outside_the_classes_is_refused_by_row(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_night_in_which_held_out_rows_leak_into_training_is_refused_by_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from nightfold.experiment import shipped
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    train, test = (
+        pq.read_table(shipped("data", "mnist", f"{split}.parquet")).slice(0, 200)
+        for split in ("train", "test")
+    )
+    pq.write_table(pa.concat_tables([train, test.slice(40, 3)]), folder / "train.parquet")
+    pq.write_table(test, folder / "test.parquet")
+    done = run("retrain", "--dataset", f"parquet:{folder}", "--artifacts", tmp_path / "a")
+    assert_refused(done, 3, "rows 40 (", "41 (", "42 (", "leave them out of one split")
+    assert not (tmp_path / "a" / "folds").exists()
+    assert not (tmp_path / "a" / "models").exists()
+
+
+@pytest.mark.slow
 def test_the_shipped_digits_are_sound(tmp_path):
     done = run("validate", "mnist", "--artifacts", tmp_path)
     assert done.returncode == 0, done.stderr
