@@ -191,22 +191,33 @@ def _race(
     )
 
 
-def seeds(number: int = 20, rows: int = 12_000, epochs: int = 10) -> None:
+def seeds(
+    number: int = 20, rows: int = 12_000, epochs: int = 10, folder: Path | None = None
+) -> None:
     """Print how the network from many seeds compares with itself from seed 0, and among themselves.
 
-    The nights of all seeds share the fold plan, as it has a seed of its own.
+    The nights of all seeds share the fold plan, as it has a seed of its own. With a folder they are
+    kept, and the same command goes on after the last one.
     """
-    with TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with TemporaryDirectory(prefix="nightfold-benchmark-") as other:
+        work = folder or Path(other)
+        work.mkdir(parents=True, exist_ok=True)
         recipe = write_experiment(work / "deep.toml", "deep", epochs)
         nights = []
         for seed in range(number + 1):
-            options = ["--limit", str(rows), "--seed", str(seed), "--run-id", f"seed-{seed}"]
-            night = run_nightfold(
-                "evaluate", recipe, *options, artifacts=work / "runs", prefect_home=work / "prefect"
-            )
-            nights.append(night.folder)
-            print(f"seed {seed}: {100 * night.scores.accuracy.mean():.3f} %", flush=True)
+            night = work / "runs" / "runs" / f"seed-{seed}"
+            if not (night / "summary.json").exists():
+                options = ["--limit", str(rows), "--seed", str(seed), "--run-id", night.name]
+                run_nightfold(
+                    "evaluate",
+                    recipe,
+                    *options,
+                    artifacts=work / "runs",
+                    prefect_home=work / "prefect",
+                )
+            nights.append(night)
+            mean = pd.read_parquet(night / "scores.parquet").accuracy.mean()
+            print(f"seed {seed}: {100 * mean:.3f} %", flush=True)
         verdicts = pd.DataFrame(_compared(nights))
     print(f"deep, {epochs} epochs, {rows:,} rows, {number} seeds against seed 0, and all pairs")
     against = verdicts[verdicts.candidate_a == nights[0].name]

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 STEPS = {
-    "validation.json": "data validated",
+    "validation.json": "data checked",
     "jobs.json": "folds planned and scalers fitted",
     "verdicts.parquet": "scores aggregated and compared",
     "summary.json": "final steps done, writing the report",
