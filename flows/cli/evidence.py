@@ -157,7 +157,7 @@ def _train_corners(
 ) -> Difference:
     """The answer of the flow, which trains what is missing and fits."""
     from flows.cli.nights import stopped
-    from flows.cli.server import prepare_prefect, result_of
+    from flows.cli.server import prepare_prefect, run_flow
     from flows.progress import watch
 
     a, b = (night.summary.run_id for night in (question.a, question.b))
@@ -166,12 +166,11 @@ def _train_corners(
             prepare_prefect()
             from flows.diff import diff as flow
 
-            state = flow(a, b, candidate, minutes, settings, return_state=True)
+            found: Difference = run_flow(flow, a, b, candidate, minutes, settings)
     except KeyboardInterrupt:
         stopped("interrupted", 130)
     except SystemExit:  # how the command's own handler answers SIGTERM
         stopped("terminated", 143)
-    found: Difference = result_of(state)
     return found
 
 

@@ -15,7 +15,7 @@ from flows.cli.options import (
     with_night_options,
 )
 from flows.cli.output import print_json, show_outcome, tell
-from flows.cli.server import prepare_prefect, result_of, server_blamed
+from flows.cli.server import prepare_prefect, run_flow
 from nightfold.errors import NotPromoted
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def _run(name: str, settings: Settings) -> Summary:
                 from flows.retrain import retrain as flow
             else:
                 from flows.evaluate import evaluate as flow
-            with server_blamed():
-                summary: Summary = result_of(flow(settings, return_state=True))
+            summary: Summary = run_flow(flow, settings)
     except KeyboardInterrupt:
         stopped("interrupted", 130)
     except SystemExit:  # how the command's own handler answers SIGTERM

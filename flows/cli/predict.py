@@ -9,7 +9,7 @@ import typer
 
 from flows.cli.options import ARTIFACTS, ArtifactsOption, JsonOption, RunIdOption
 from flows.cli.output import print_json, say, tell
-from flows.cli.server import prepare_prefect, result_of
+from flows.cli.server import prepare_prefect, run_flow
 from nightfold.errors import UsageError, printable
 from nightfold.files import given
 
@@ -65,9 +65,7 @@ def _predict_folder(
     prepare_prefect()
     from flows.predict import predict as flow
 
-    handle = result_of(
-        flow(str(folder), model, str(artifacts), run_id or new_run_id(), return_state=True)
-    )
+    handle = run_flow(flow, str(folder), model, str(artifacts), run_id or new_run_id())
     if as_json:
         print_json(handle.model_dump(mode="json"))
         return

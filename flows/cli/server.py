@@ -1,4 +1,4 @@
-"""Prefect for the time of one command: its settings, its server, and what a flow left."""
+"""Prefect for the time of one command: its settings, its server, and running a flow."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from nightfold.errors import NightfoldError, UsageError
-
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
 
 
 def prepare_prefect(workers: int = 0) -> None:
@@ -101,19 +97,32 @@ def _knock(url: str) -> None:
         ) from error
 
 
-@contextmanager
-def server_blamed() -> Iterator[None]:
-    """Say in one sentence that the server is gone or broken, if that is why the block fails.
+def run_flow(flow: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Run a flow in this process: what it returned is returned, what it raised is raised.
+
+    Its state is not asked for. Where the server's answer to a flow's last report is lost, Prefect
+    reports again and gets the state that the server has kept, and that one holds no value.
+
+    Parameters
+    ----------
+    flow : Flow
+    *arguments, **options
+        Of the flow.
 
     Raises
     ------
     NightfoldError
-        In place of whatever Prefect has made of it.
+        What the flow has refused; or, in place of whatever Prefect has made of it, that the server
+        is gone or broken, or that the run was cancelled or failed otherwise without a traceback.
     """
+    from prefect.exceptions import CancelledRun, CrashedRun, FailedRun
+
     try:
-        yield
+        return flow(*arguments, **options)
     except NightfoldError:
         raise
+    except (CancelledRun, CrashedRun, FailedRun) as ended:
+        raise NightfoldError(str(ended)) from ended
     except Exception as error:
         if told := _told_of_server(error):
             raise NightfoldError(
@@ -142,11 +151,3 @@ def _told_of_server(error: BaseException) -> str | None:
     except UsageError:
         return f"The Prefect server at {url} has ended or no longer answers: start it again."
     return None
-
-
-def result_of(state: State[Any]) -> Any:
-    """What a flow returned; what it raised, raised here."""
-    result = state.result(raise_on_failure=False)
-    if isinstance(result, BaseException):
-        raise result
-    return result
