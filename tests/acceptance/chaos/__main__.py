@@ -93,7 +93,7 @@ class Chain:
             ended = attempt.wait()
             if self.arena.server.process is None:
                 self.arena.server.start()
-            if ended == 0:
+            if ended == 0 and self.rows:
                 return
             self._require(ended)
 
@@ -243,7 +243,7 @@ def main(
             hit = Counter(known["what"]) if len(known) else Counter()
             plan = [choose(arena.writes(), hit, rng, each) for _ in range(2)]
             if number % 2 == 0:
-                plan = [0.0, 0.0] if number % 4 else [0.1]  # a killed server ends both nights
+                plan = [0.0, 0.0] if number % 4 == 0 else [0.4]  # a killed server ends both nights
             names = [
                 f"chain-{seed}-{number}{letter}" for letter, _ in zip("ab", plan, strict=False)
             ]
