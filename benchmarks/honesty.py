@@ -41,24 +41,34 @@ FOLDS = 5
 
 
 class Digits:
-    """MNIST at a quarter of its size, from which every draw takes other rows."""
+    """MNIST at a third of its width and height, from which every draw takes other rows."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rows: int = ROWS) -> None:
         split = read(f"parquet:{shipped('data', 'mnist')}").train
         self.images = split.images[:, 2::3, 2::3, 0].astype(np.float32)[:, :, :8]
         self.labels = np.asarray(split.labels)
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.rows = np.random.default_rng(seed), rows
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """What a comparison of accuracies on these folds needs to know."""
+        n_test = self.rows / FOLDS
+        return {
+            "n_train": self.rows - n_test,
+            "n_test": n_test,
+            "resolution": statistics.HALF_A_ROW / n_test,
+        }
 
     def draw(self, repeats: Iterator[int]) -> Iterator[NDArray[np.float64]]:
         """Differences of accuracy over the folds of each repeat on rows drawn anew."""
-        rng = self.rng
-        rows = rng.choice(len(self.labels), ROWS, replace=False)
+        rng, n = self.rng, self.rows
+        rows = rng.choice(len(self.labels), n, replace=False)
         images, labels = self.images[rows], self.labels[rows]
-        images = np.where(rng.random((ROWS, 1, 1)) < 0.5, images[:, :, ::-1], images)
+        images = np.where(rng.random((n, 1, 1)) < 0.5, images[:, :, ::-1], images)
         halves = [images[:, :, :4], images[:, :, :3:-1]]
-        distances = [cdist(h.reshape(ROWS, -1), h.reshape(ROWS, -1)) for h in halves]
+        distances = [cdist(h.reshape(n, -1), h.reshape(n, -1)) for h in halves]
         for _ in repeats:
-            fold = rng.permutation(np.arange(ROWS) % FOLDS)
+            fold = rng.permutation(np.arange(n) % FOLDS)
             unseen = fold[:, None] == fold
             right = [
                 labels[np.where(unseen, np.inf, d).argmin(axis=1)] == labels for d in distances
@@ -76,7 +86,7 @@ def alarms(draws: int = 1000) -> None:
         differences = np.stack(list(digits.draw(iter(range(10)))))
         for repeats, each in found.items():
             d = differences[:repeats].ravel()
-            test = statistics.corrected_resampled_t(d, n_train=80, n_test=20)
+            test = statistics.corrected_resampled_t(d, **digits.sizes)
             plain = d.std() > 0 and ttest_1samp(d, 0).pvalue < 0.05
             each.append((plain, test.p is not None and test.p < 0.05))
     for repeats, each in found.items():
@@ -84,11 +94,11 @@ def alarms(draws: int = 1000) -> None:
         print(f"{repeats:2} repeats: plain paired t {plain:.1f} %, corrected {corrected:.1f} %")
 
 
-def years(number: int = 200, seed: int = 2, nights: int = 365) -> None:
+def years(number: int = 200, seed: int = 2, nights: int = 365, rows: int = ROWS) -> None:
     """Print the part of years in which the gate promotes, with its looks counted and without."""
     policy = load_experiment("night").policy
     assert policy is not None
-    digits = Digits(seed)
+    digits = Digits(seed, rows)
     counted, naive = [], []
     for year in range(number):
         looks = count(1)
@@ -107,7 +117,7 @@ def _night(digits: Digits, policy: PolicyChoice, looks: Iterator[int]) -> tuple[
     for of_repeat in digits.draw(iter(range(policy.max_repeats))):
         differences.append(of_repeat)
         posterior = statistics.bayesian_correlated_t(
-            np.concatenate(differences), n_train=80, n_test=20, rope=policy.rope
+            np.concatenate(differences), rope=policy.rope, **digits.sizes
         )
         asked = Comparison(
             mean_difference=float(np.mean(differences)),

@@ -110,7 +110,9 @@ class ModelFacts(_Sealed):
     """What whoever seals a model knows of it.
 
     `scaling` and `candidate` are for information: the scaling is inside the model, and the
-    candidate is what its recipe was at the time.
+    candidate is what its recipe was at the time. `n_train` are the rows it was fitted on,
+    `architecture_source` is `nightfold.zoo.fingerprint` of its network; bundles of older versions
+    have neither.
     """
 
     version: VersionName
@@ -124,6 +126,8 @@ class ModelFacts(_Sealed):
     candidate_digest: Digest
     cross_validated: FoldScores
     holdout: HoldoutScores
+    n_train: int | None = Field(None, ge=1)
+    architecture_source: str | None = None
 
 
 class Manifest(ModelFacts):

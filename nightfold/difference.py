@@ -25,7 +25,12 @@ from nightfold.experiment import Candidate, Experiment
 from nightfold.foldplan import FoldPlan, PlanHandle
 from nightfold.foldresult import FoldResult, code_behind, code_versions, fold_key, folder_of
 from nightfold.planner import Earlier
-from nightfold.statistics import CorrectedT, corrected_resampled_t, corrected_unpaired_t
+from nightfold.statistics import (
+    HALF_A_ROW,
+    CorrectedT,
+    corrected_resampled_t,
+    corrected_unpaired_t,
+)
 from nightfold.store import Store, write_json
 from nightfold.summary import Summary
 from nightfold.zoo import find, fingerprint
@@ -129,13 +134,17 @@ class Measured:
         """Difference `other` less this one: paired by fold on the same plan, else unpaired."""
         if self.plan == other.plan:
             return corrected_resampled_t(
-                other.accuracies - self.accuracies, n_train=self.n_train, n_test=self.n_test
+                other.accuracies - self.accuracies,
+                n_train=self.n_train,
+                n_test=self.n_test,
+                resolution=HALF_A_ROW / self.n_test,
             )
         return corrected_unpaired_t(
             self.accuracies,
             other.accuracies,
             n_train=(self.n_train, other.n_train),
             n_test=(self.n_test, other.n_test),
+            resolution=(HALF_A_ROW / self.n_test, HALF_A_ROW / other.n_test),
         )
 
 

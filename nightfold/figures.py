@@ -378,16 +378,18 @@ def confident_mistakes(
 
 
 def percent(probability: float) -> str:
-    """A probability for people; 1 only where it is 1, never by rounding.
+    """A probability for people, rounded down, so that no limit is reached by rounding.
 
     Examples
     --------
-    >>> percent(0.99996), percent(1.0), percent(0.731)
-    ('> 99.9 %', '100 %', '73.1 %')
+    >>> percent(0.99996), percent(1.0), percent(0.731), percent(0.9499)
+    ('> 99.9 %', '100 %', '73.1 %', '94.9 %')
     """
     if 0.999 < probability < 1:
         return "> 99.9 %"
-    return f"{100 * probability:.0f} %" if probability in (0, 1) else f"{100 * probability:.1f} %"
+    if probability in (0, 1):
+        return f"{100 * probability:.0f} %"
+    return f"{np.floor(round(1000 * probability, 6)) / 10:.1f} %"
 
 
 @_styled

@@ -7,6 +7,7 @@ not proven speaks against the challenger. How the evidence is gathered is the bu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -216,9 +217,11 @@ def limits(policy: PolicyChoice, evidence: Evidence) -> tuple[Check, ...]:
 
 def _class_floors(policy: PolicyChoice, evidence: Evidence) -> list[Check]:
     """One check a class that has a floor, or one for all of them if they keep it."""
+    if not evidence.recalls:
+        return [_at_least("recall of every class", math.nan, policy.min_class_recall)]
     floors = dict.fromkeys(evidence.recalls, policy.min_class_recall) | policy.class_floors
     found = [
-        _at_least(f"recall of class {name}", evidence.recalls.get(name, float("nan")), floor)
+        _at_least(f"recall of class {name}", evidence.recalls.get(name, math.nan), floor)
         for name, floor in floors.items()
     ]
     if any(not check.passed for check in found) or not found:
@@ -237,17 +240,17 @@ def _class_floors(policy: PolicyChoice, evidence: Evidence) -> list[Check]:
 
 def _class_losses(policy: PolicyChoice, evidence: Evidence) -> list[Check]:
     """Classes that lose too much recall against the champion; if none, the one that loses most."""
-    losses = {
-        name: evidence.champion_recalls[name] - recall
-        for name, recall in evidence.recalls.items()
-        if name in evidence.champion_recalls
-    }
+    if evidence.champion is None:
+        return []
+    before = {name: evidence.champion_recalls.get(name, math.nan) for name in evidence.recalls}
+    losses = {name: before[name] - recall for name, recall in evidence.recalls.items()}
     found = [
         Check(
             name=f"class {name} against the champion",
-            passed=loss <= policy.max_class_loss,
+            # 0.98 less 0.96 is more than 0.02 in floating point.
+            passed=loss <= policy.max_class_loss + 1e-12,
             asked=f"a loss of at most {100 * policy.max_class_loss:.2f} points of recall",
-            found=f"{-100 * loss:+.2f} points, from {_percent(evidence.champion_recalls[name])} "
+            found=f"{-100 * loss:+.2f} points, from {_percent(before[name])} "
             f"to {_percent(evidence.recalls[name])}",
         )
         for name, loss in sorted(losses.items(), key=lambda item: -item[1])
@@ -279,7 +282,7 @@ def _proof(policy: PolicyChoice, comparison: Comparison, verdict: str) -> Check:
     return Check(
         name=f"better than the champion by at least {_margin(policy)}",
         passed=verdict == "better",
-        asked=f"a probability of at least {100 * asked:.4g} % at look {comparison.look}",
+        asked=f"a probability of at least {_chance(asked, up=True)} at look {comparison.look}",
         found="no spread to judge by"
         if comparison.p_better is None
         else f"{_chance(comparison.p_better)} ({100 * comparison.mean_difference:+.2f} points)",
@@ -307,7 +310,7 @@ def _comparison_told(policy: PolicyChoice, evidence: Evidence, verdict: str) -> 
         return (
             _stays(evidence)
             + f"whether {name} is better is undecided: {points}, {better} where "
-            + f"{100 * asked:.4g} % is asked at look {comparison.look}."
+            + f"{_chance(asked, up=True)} is asked at look {comparison.look}."
         )
     if verdict == "equivalent":
         return (
@@ -341,8 +344,20 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-def _chance(probability: float) -> str:
-    """A probability for people; never 100 % by rounding."""
-    if 0.9999 < probability < 1:
-        return "> 99.99 %"
-    return f"{100 * probability:.2f} %"
+def _chance(probability: float, *, up: bool = False) -> str:
+    """A probability for people, with the digits that tell it from certainty.
+
+    What was found is rounded down and what is asked up, so that the two never seem to meet.
+
+    Examples
+    --------
+    >>> _chance(0.97496), _chance(0.99995265, up=True), _chance(1.0)
+    ('97.49 %', '99.9953 %', '100.00 %')
+    """
+    digits = 2
+    if 0 < 1 - probability < 0.001:
+        digits = min(12, math.ceil(-math.log10(1 - probability)) - 1)
+    # What floating point adds or loses in the sixteenth digit is no reason to round further.
+    scaled = round(100 * probability * 10**digits, 6 if digits < 8 else 2)
+    rounded = (math.ceil if up else math.floor)(scaled) / 10**digits
+    return f"{rounded:.{digits}f} %"

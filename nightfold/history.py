@@ -246,9 +246,11 @@ def _by_hand(entries: list[Entry], summaries: list[Summary]) -> list[Change]:
     }
     changes = []
     for entry in entries:
-        night = made.get(entry.version)
+        # The first promotion of a version is its night's own, whenever the night that was stopped
+        # behind it began again; a later one is somebody's.
+        night = made.pop(entry.version, None) if entry.action == "promotion" else None
         at = entry.promoted_at
-        if entry.action == "promotion" and night and night.started_at <= at <= night.finished_at:
+        if night and at <= night.finished_at:
             continue
         changes.append(
             Change(at=at, action=entry.action, version=entry.version, reason=entry.reason)

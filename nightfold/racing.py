@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nightfold.experiment import RacingChoice
-from nightfold.statistics import NO_SPREAD, bayesian_correlated_t
+from nightfold.statistics import HALF_A_ROW, bayesian_correlated_t
 
 
 class Stop(BaseModel):
@@ -156,10 +156,14 @@ def hopeless(
     stops = []
     for name in scores:
         gains = scores[name] - scores[leader]
-        if name in (leader, kept) or np.ptp(gains) <= NO_SPREAD:
+        if name in (leader, kept) or not np.any(gains):
             continue
         posterior = bayesian_correlated_t(
-            gains, n_train=n_train, n_test=n_test, rope=rule.difference
+            gains,
+            n_train=n_train,
+            n_test=n_test,
+            rope=rule.difference,
+            resolution=HALF_A_ROW / n_test,
         )
         if posterior.p_better is not None and posterior.p_better < bound:
             stops.append(

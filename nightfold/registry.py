@@ -50,8 +50,14 @@ class Entry(BaseModel):
         One sentence.
     action : {'promotion', 'rollback'}
     looks : tuple of str
-        Digests of the evidence that was held against this champion, in order: every new piece of
-        it makes a promotion harder to earn, see `nightfold.gate.required_probability`.
+        Digests of the evidence that was held against this champion's recipe, in order: every new
+        piece of it makes a promotion harder to earn, see `nightfold.gate.required_probability`.
+        A recipe that comes back has those of its last reign.
+    recipe : str, optional
+        Digest of the champion's candidate; unknown in entries of older versions.
+    deposed : tuple of str
+        Digests of the recipes that people have rolled back from: no night promotes one, until
+        somebody does it by hand.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +68,8 @@ class Entry(BaseModel):
     reason: str
     action: Literal["promotion", "rollback"] = "promotion"
     looks: tuple[Digest, ...] = ()
+    recipe: Digest | None = None
+    deposed: tuple[Digest, ...] = ()
 
 
 class Pointer(Entry):
@@ -181,14 +189,25 @@ class Registry:
                 )
             if champion and (champion.version, champion.manifest_sha256) == (version, digest):
                 return champion
+            recipe = manifest.candidate_digest
             return self._point_to(
                 Entry(
                     version=version,
                     manifest_sha256=str(digest),
                     promoted_at=datetime.now(UTC),
                     reason=reason,
+                    looks=self._looks_at(version, recipe),
+                    recipe=recipe,
+                    deposed=tuple(r for r in champion.deposed if r != recipe) if champion else (),
                 )
             )
+
+    def _looks_at(self, version: str, recipe: str) -> tuple[str, ...]:
+        """Looks at the last champion of the same recipe: they are not forgotten by a new fit."""
+        for entry in reversed(self.history()):
+            if entry.version == version or entry.recipe == recipe:
+                return entry.looks
+        return ()
 
     def look(self, version: str, evidence: str) -> int:
         """Count a look at a champion; the same evidence looked at again is no new look.
@@ -229,7 +248,8 @@ class Registry:
         """Give the place back to an earlier champion, after asking it the golden questions.
 
         Without `version`, to the one whose place the champion took; a second rollback goes one
-        further back. Imports TensorFlow.
+        further back. No night promotes the recipe that was rolled back from again; `promote` does.
+        Imports TensorFlow.
 
         Raises
         ------
@@ -253,16 +273,20 @@ class Registry:
                     f"The champion is {entries[-1].version}, and there is no earlier champion "
                     f"{wanted}; earlier ones: {', '.join(earlier) or 'none'}."
                 )
-            old = earlier[version]
+            old, left = earlier[version], entries[-1]
             Bundle.load(self.folder / version, manifest_sha256=old.manifest_sha256)
+            deposed = dict.fromkeys((*left.deposed, *filter(None, [left.recipe])))
+            deposed.pop(old.recipe or "", None)
             return self._point_to(
                 Entry(
                     version=version,
                     manifest_sha256=old.manifest_sha256,
                     promoted_at=datetime.now(UTC),
-                    reason=f"Rolled back from {entries[-1].version}.",
+                    reason=f"Rolled back from {left.version}.",
                     action="rollback",
                     looks=old.looks,
+                    recipe=old.recipe,
+                    deposed=tuple(deposed),
                 )
             )
 

@@ -24,6 +24,13 @@ LEVEL = 0.95
 NO_SPREAD = 1e-12
 """Differences of scores (of the order of one) closer than this differ by rounding alone."""
 
+HALF_A_ROW = 0.5
+"""Over the rows of a fold: accuracies closer than this are as many right answers.
+
+Folds differ by a row in size, and so one right answer more in each of them is not quite the same
+difference everywhere. That is no spread to judge by: it would make a coincidence a certainty.
+"""
+
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 
@@ -246,7 +253,9 @@ class CorrectedT(NamedTuple):
     high: float | None
 
 
-def corrected_resampled_t(differences: Floats, *, n_train: float, n_test: float) -> CorrectedT:
+def corrected_resampled_t(
+    differences: Floats, *, n_train: float, n_test: float, resolution: float = NO_SPREAD
+) -> CorrectedT:
     r"""Corrected resampled t-test of paired differences over folds and repeats.
 
     .. math:: t = \frac{m}{\sqrt{(1/J + n_{test}/n_{train})\, s^2}}
@@ -264,6 +273,9 @@ def corrected_resampled_t(differences: Floats, *, n_train: float, n_test: float)
         Score of b minus score of a, one a fold and repeat; at least two.
     n_train, n_test : float
         Rows trained on and rows scored in a fold; means if folds differ by a row.
+    resolution : float
+        Differences that lie no further apart are all the same: `HALF_A_ROW` / n_test for
+        accuracies.
 
     Raises
     ------
@@ -277,7 +289,7 @@ def corrected_resampled_t(differences: Floats, *, n_train: float, n_test: float)
     """
     from scipy.special import stdtr, stdtrit
 
-    mean, scale, freedom = _location_and_scale(differences, n_train, n_test)
+    mean, scale, freedom = _location_and_scale(differences, n_train, n_test, resolution)
     if not scale:
         return CorrectedT(mean, *((None,) * 4 if mean else (0.0, 1.0, 0.0, 0.0)))
     statistic = mean / scale
@@ -292,6 +304,7 @@ def corrected_unpaired_t(
     *,
     n_train: tuple[float, float],
     n_test: tuple[float, float],
+    resolution: tuple[float, float] = (NO_SPREAD, NO_SPREAD),
 ) -> CorrectedT:
     r"""Welch's t-test of two cross-validated scores of different rows, each mean corrected.
 
@@ -309,6 +322,8 @@ def corrected_unpaired_t(
         Scores, one a fold and repeat; at least two on either side.
     n_train, n_test : tuple of float
         Rows trained on and rows scored in a fold, of a and of b.
+    resolution : tuple of float
+        As for `corrected_resampled_t`, of a and of b.
 
     Raises
     ------
@@ -325,7 +340,7 @@ def corrected_unpaired_t(
 
     sides = [
         _location_and_scale(scores, *sizes)
-        for scores, *sizes in zip((a, b), n_train, n_test, strict=True)
+        for scores, *sizes in zip((a, b), n_train, n_test, resolution, strict=True)
     ]
     (mean_a, error_a, freedom_a), (mean_b, error_b, freedom_b) = sides
     mean, variance = mean_b - mean_a, error_a**2 + error_b**2
@@ -360,7 +375,12 @@ class CorrelatedPosterior(NamedTuple):
 
 
 def bayesian_correlated_t(
-    differences: Floats, *, n_train: float, n_test: float, rope: float
+    differences: Floats,
+    *,
+    n_train: float,
+    n_test: float,
+    rope: float,
+    resolution: float = NO_SPREAD,
 ) -> CorrelatedPosterior:
     r"""Bayesian correlated t-test of paired differences over folds and repeats.
 
@@ -383,6 +403,9 @@ def bayesian_correlated_t(
         Rows trained on and rows scored in a fold; means if folds differ by a row.
     rope : float
         Half width of the region of practical equivalence, in the unit of the score.
+    resolution : float
+        Differences that lie no further apart are all the same: `HALF_A_ROW` / n_test for
+        accuracies.
 
     Raises
     ------
@@ -396,7 +419,7 @@ def bayesian_correlated_t(
     """
     from scipy.special import stdtr, stdtrit
 
-    mean, scale, freedom = _location_and_scale(differences, n_train, n_test)
+    mean, scale, freedom = _location_and_scale(differences, n_train, n_test, resolution)
     if not scale:
         return CorrelatedPosterior(*((None,) * 5 if mean else (0.0, 1.0, 0.0, 0.0, 0.0)))
     worse = float(stdtr(freedom, (-rope - mean) / scale))
@@ -407,13 +430,13 @@ def bayesian_correlated_t(
 
 
 def _location_and_scale(
-    differences: Floats, n_train: float, n_test: float
+    differences: Floats, n_train: float, n_test: float, resolution: float
 ) -> tuple[float, float, int]:
     """Mean, its standard error with the correction (0 without spread), degrees of freedom."""
     d = np.asarray(differences, np.float64)
     if len(d) < 2:
         raise ValueError("a comparison needs at least two paired differences")
-    if np.ptp(d) <= NO_SPREAD:
+    if np.ptp(d) <= resolution:
         constant = float(d.mean())
         return (constant if abs(constant) > NO_SPREAD else 0.0), 0.0, len(d) - 1
     variance = (1 / len(d) + n_test / n_train) * d.var(ddof=1)
@@ -541,12 +564,12 @@ def score_interval(row_scores: Floats | NDArray[np.bool_]) -> Interval:
     with m the mean and s the standard deviation (ddof=0) over all rows, each scored by the model
     that did not see it. The interval is about the average error of the k trained models; it does
     not cover what another seed would have given, and it is too narrow for few rows or for a score
-    that all rows share.
+    that all rows share. It leaves out what no score can be, below 0 and above 1.
 
     Parameters
     ----------
     row_scores : ndarray of float or bool, shape (n,)
-        Score of each row, for instance whether it was predicted right; every row once.
+        Score of each row from 0 to 1, for instance whether it was predicted right; every row once.
 
     References
     ----------
@@ -558,7 +581,7 @@ def score_interval(row_scores: Floats | NDArray[np.bool_]) -> Interval:
     values = np.asarray(row_scores, np.float64)
     mean = float(values.mean())
     half = float(norm.ppf((1 + LEVEL) / 2) * values.std() / np.sqrt(len(values)))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def mean_over_repeats(rows: Labels, row_scores: Floats | NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -137,7 +137,8 @@ def compare_scores(
     ------
     DataRefused
         If a candidate was scored on another plan or data set, lacks a fold that it must have, has
-        one twice or was not scored on all of its rows.
+        one twice or one too many, was not scored on all of its rows, or has an accuracy that is
+        not a number.
 
     Notes
     -----
@@ -180,6 +181,7 @@ def _judge(
     sure: float,
 ) -> dict[str, Any]:
     """Columns of a verdict that follow from the differences, b minus a, one a fold."""
+    sizes = {**sizes, "resolution": statistics.HALF_A_ROW / sizes["n_test"]}
     test = statistics.corrected_resampled_t(differences, **sizes)
     posterior = statistics.bayesian_correlated_t(differences, rope=rope, **sizes)
     verdict = _verdict(posterior, sure)
@@ -241,6 +243,16 @@ def _accuracies(
                 f"{'one' if wanted else 'none'}: run the same experiment again; finished folds are "
                 "not trained anew."
             )
+    for repeat, fold in sorted(set(places) - set(every)):
+        raise DataRefused(
+            f"{name} has a score for repeat {repeat}, fold {fold}, which the plan has not: run the "
+            "same experiment again; finished folds are not trained anew."
+        )
+    for repeat, fold in scores.loc[~np.isfinite(scores["accuracy"]), ["repeat", "fold"]].to_numpy():
+        raise DataRefused(
+            f"The accuracy of {name} in repeat {repeat}, fold {fold} is not a number: run the same "
+            "experiment again under another run id."
+        )
     by_place = scores.set_index(["repeat", "fold"])
     n_scored = by_place["n_test"].loc[due].to_numpy(np.int64)
     for (repeat, fold), scored in zip(due, n_scored, strict=True):

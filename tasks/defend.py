@@ -17,7 +17,10 @@ from nightfold.errors import BundleRefused, UsageError
 from nightfold.experiment import Candidate, Experiment
 from nightfold.registry import CHAMPION, Registry
 from nightfold.store import Store
-from nightfold.zoo import find, import_trusted
+from nightfold.zoo import find, fingerprint, import_trusted
+
+ENOUGH = 0.5
+"""Part of the champion's training rows that tonight must have: a model of fewer proves nothing."""
 
 
 class Defence(BaseModel):
@@ -108,6 +111,12 @@ def _recipe(manifest: Manifest, dataset: Dataset, experiment: Experiment) -> Can
             f"({_told(dataset.image_shape)}, {len(dataset.class_names)} classes); keep the models "
             "of another task under another artifacts folder."
         )
+    if manifest.n_train and len(dataset.train) < ENOUGH * manifest.n_train:
+        raise UsageError(
+            f"it was trained on {manifest.n_train:,} rows, and tonight has {len(dataset.train):,}: "
+            "what is better on so few need not be on all; run without --limit, or try things under "
+            "another artifacts folder."
+        )
     try:
         recipe = Candidate.model_validate(manifest.candidate)
     except ValidationError as error:
@@ -124,6 +133,11 @@ def _recipe(manifest: Manifest, dataset: Dataset, experiment: Experiment) -> Can
             f"name {module!r} in NIGHTFOLD_MODULES to let it take part."
         )
     find(recipe.architecture)
+    if manifest.architecture_source not in (None, fingerprint(recipe.architecture)):
+        raise UsageError(
+            f"its network {recipe.architecture!r} is another than the one it was trained with: "
+            "undo that, or give the new network a name of its own."
+        )
     return recipe
 
 

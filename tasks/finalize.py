@@ -20,6 +20,7 @@ from nightfold.dataset import Dataset
 from nightfold.finaljob import FinalJob
 from nightfold.store import Store
 from nightfold.summary import FinalFacts
+from nightfold.zoo import fingerprint
 from tasks.train import is_transient
 
 GOLDEN_IMAGES = 16
@@ -82,6 +83,8 @@ def fit_and_seal(job: FinalJob, fold_accuracies: tuple[float, ...]) -> Finalized
             candidate_digest=job.candidate.digest,
             cross_validated=FoldScores.of(list(fold_accuracies)),
             holdout=holdout,
+            n_train=len(dataset.train),
+            architecture_source=fingerprint(job.candidate.architecture),
         ),
         np.asarray(dataset.test.images[:GOLDEN_IMAGES]),
         h5=job.h5,

@@ -82,11 +82,21 @@ def settle(
                 update={"promoted": True, "outcome": "promote", "reason": champion.reason}
             )
         if contest.champion != current:
+            now = f"The champion is now {current}" if current else "There is no champion any more"
             return _refused(
-                f"The champion {current or 'that was challenged'} was not the champion when the "
-                "night began: run it again.",
+                f"{now}, and tonight's challenger was held against "
+                f"{contest.champion or 'none'}: run it again.",
                 current,
             )
+        if champion and manifest.candidate_digest in champion.deposed:
+            return _refused(
+                f"The champion {current} stays: the recipe of {manifest.candidate['name']} was "
+                "rolled back from. Once the cause is mended, 'nightfold models promote "
+                f"{bundle.version}' gives it the place.",
+                current,
+            )
+        if contest.problem and current is None:
+            return _refused(f"Nothing is promoted: {contest.problem}", current)
         if contest.problem:
             return _refused(
                 f"The champion {current} stays, as it cannot be compared: {contest.problem} Until "

@@ -51,7 +51,7 @@ def evidence(**changes: Any) -> Evidence:
         (BETTER, "promote", "deep is better than the champion night-1: +0.40 points, probability"),
         (EQUAL, "keep", "The champion night-1 stays: deep is equivalent: +0.01 points"),
         (WORSE, "keep", "The champion night-1 stays: deep is worse: -0.40 points"),
-        (UNDECIDED, "undecided", "80.00 % where 97.5 % is asked at look 1."),
+        (UNDECIDED, "undecided", "80.00 % where 97.50 % is asked at look 1."),
         (None, "refuse", "nothing compares it"),
     ],
 )
@@ -105,6 +105,30 @@ def test_a_gain_on_average_does_not_buy_the_loss_of_a_class():
     assert [check.name for check in decision.checks if not check.passed] == [
         "class 7 against the champion"
     ]
+
+
+def test_a_loss_of_exactly_what_is_allowed_is_allowed():
+    assert POLICY.max_class_loss == 0.02
+    decision = decide(POLICY, evidence(recalls=RECALLS | {"7": 0.96}))
+    assert decision.outcome == "promote"
+
+
+@pytest.mark.parametrize("missing", [{"recalls": {}}, {"champion_recalls": {}}])
+def test_recalls_that_are_missing_speak_against_the_challenger(missing):
+    decision = decide(POLICY, evidence(**missing))
+    assert decision.outcome == "refuse"
+    assert "nan" in decision.reason
+
+
+def test_what_is_asked_and_what_was_found_never_seem_to_meet():
+    short = Comparison(mean_difference=0.002, p_worse=0.0, p_equivalent=0.02504, p_better=0.97496)
+    told = decide(POLICY, evidence(comparison=short)).reason
+    assert "97.49 % where 97.50 % is asked at look 1" in told
+    late = Comparison(
+        mean_difference=0.002, p_worse=0.0, p_equivalent=0.00007, p_better=0.99993, look=32
+    )
+    told = decide(POLICY, evidence(comparison=late)).reason
+    assert "99.9930 % where 99.9953 % is asked at look 32" in told
 
 
 def test_a_class_below_its_floor_is_named():

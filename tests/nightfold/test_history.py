@@ -176,6 +176,13 @@ def test_rollbacks_and_promotions_by_hand_are_told_beside_the_nights(three_night
     ]
 
 
+def test_a_night_that_went_on_behind_its_own_promotion_has_promoted(three_nights):
+    began_again = day(0) - timedelta(minutes=5)
+    point(three_nights, entry(V1, began_again), entry(V1, day(0) + timedelta(hours=2)))
+    changes = History.read(three_nights).changes
+    assert [(c.at, c.version) for c in changes] == [(day(0) + timedelta(hours=2), V1)]
+
+
 def test_a_history_until_a_night_knows_nothing_of_later_ones(three_nights):
     point(three_nights, entry(V1, day(0)), entry(V1, day(2), action="rollback"))
     history = History.read(three_nights, until=day(1) + timedelta(minutes=14))

@@ -11,7 +11,7 @@ from nightfold.racing import Race, futility_bound, hopeless, told
 from nightfold.statistics import bayesian_correlated_t
 
 RULE = RacingChoice(min_folds=3, probability=0.05, difference=0.001)
-SIZES = {"n_train": 480, "n_test": 120}
+SIZES = {"n_train": 48_000, "n_test": 12_000}
 GOOD = [0.91, 0.93, 0.92, 0.94, 0.92]
 CLOSE = [0.92, 0.92, 0.91, 0.95, 0.91]
 LOST = [0.12, 0.09, 0.10, 0.11, 0.08]

@@ -25,7 +25,7 @@ from nightfold.store import Store
 def registry(tmp_path: Path, add_bundle) -> Registry:
     registry = Registry(Store(tmp_path))
     for version in "abc":
-        add_bundle(registry.folder, version)
+        add_bundle(registry.folder, version, candidate_digest=version * 64)
     return registry
 
 
@@ -101,6 +101,37 @@ def test_rollback_gives_the_place_back_and_goes_on_backwards(real_registry):
 
 
 @pytest.mark.slow
+def test_a_rollback_remembers_which_recipes_are_not_wanted(tmp_path, add_bundle, store):
+    registry = Registry(Store(tmp_path / "recipes"))
+    for version, recipe in {"a": "1", "b": "2", "c": "3", "c2": "3"}.items():
+        add_bundle(
+            registry.folder,
+            version,
+            like=store.models / "night-1",
+            candidate_digest=recipe * 64,
+        )
+    for version in "abc":
+        registry.promote(version, "better")
+    assert registry.rollback("a").deposed == ("3" * 64,)
+    assert registry.promote("b", "by hand").deposed == ("3" * 64,)
+    assert registry.rollback("a").deposed == ("3" * 64, "2" * 64)
+    assert registry.promote("c2", "by hand").deposed == ("2" * 64,)
+    assert registry.rollback("c").deposed == ("2" * 64,)
+
+
+def test_looks_at_a_recipe_outlive_its_reign(registry, add_bundle):
+    add_bundle(registry.folder, "a2", candidate_digest="1" * 64)
+    add_bundle(registry.folder, "a1", candidate_digest="1" * 64)
+    add_bundle(registry.folder, "d", candidate_digest="4" * 64)
+    registry.promote("a1", "first")
+    looks = [registry.look("a1", digit * 64) for digit in "789"]
+    assert looks == [1, 2, 3]
+    registry.promote("d", "better")
+    assert registry.look("d", "7" * 64) == 1
+    registry.promote("a2", "a new fit")
+    assert registry.look("a2", "0" * 64) == 4
+
+
 def test_rollback_to_a_named_champion(real_registry):
     registry = real_registry
     registry.promote("a", "better")

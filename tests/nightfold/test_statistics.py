@@ -241,6 +241,31 @@ def test_a_constant_difference_proves_nothing() -> None:
     assert posterior == (None,) * 5
 
 
+def test_one_row_more_in_folds_of_uneven_size_proves_nothing() -> None:
+    ahead = 1 / np.array([101, 101, 101, 100, 100])
+    sizes = {"n_train": 402.4, "n_test": 100.6, "resolution": statistics.HALF_A_ROW / 100.6}
+    assert statistics.corrected_resampled_t(ahead, **sizes)[1:] == (None,) * 4
+    assert statistics.bayesian_correlated_t(ahead, rope=0.001, **sizes) == (None,) * 5
+    two_here = ahead + np.array([1 / 101, 0, 0, 0, 0])
+    assert statistics.corrected_resampled_t(two_here, **sizes).p is not None
+
+
+@pytest.mark.parametrize("rows", [100, 103])
+def test_equal_recipes_pass_a_late_look_no_oftener_in_folds_of_uneven_size(rows: int) -> None:
+    rng = np.random.default_rng(7)
+    n = np.bincount(np.arange(rows) % 5)
+    disagree = rng.binomial(n, 0.05, (20_000, 5))
+    gains = (2 * rng.binomial(disagree, 0.5) - disagree) / n
+    sizes = {"n_train": 0.8 * rows, "n_test": 0.2 * rows}
+    resolution = statistics.HALF_A_ROW / sizes["n_test"]
+    found = [
+        statistics.bayesian_correlated_t(gain, rope=0.001, resolution=resolution, **sizes).p_better
+        for gain in gains
+    ]
+    # What a gate asks at its tenth look, 1 - 0.05 / (10 * 11), errs in 1 of 2,200 at most.
+    assert np.mean([p is not None and p >= 1 - 0.05 / 110 for p in found]) < 0.05 / 110
+
+
 def test_one_pair_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="at least two"):
         statistics.corrected_resampled_t(np.array([0.1]), n_train=4, n_test=1)
@@ -264,6 +289,13 @@ def test_score_interval_by_hand() -> None:
     right = np.r_[np.ones(80, bool), np.zeros(20, bool)]
     half = 1.959964 * 0.4 / 10
     assert statistics.score_interval(right) == pytest.approx((0.8, 0.8 - half, 0.8 + half))
+
+
+def test_score_interval_ends_where_an_accuracy_does() -> None:
+    right = np.ones(20, bool)
+    right[0] = False
+    assert statistics.score_interval(right).high == 1
+    assert statistics.score_interval(~right).low == 0
 
 
 def test_score_interval_covers_the_true_score(mnist_train: Split) -> None:

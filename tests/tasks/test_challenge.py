@@ -14,6 +14,7 @@ from nightfold.experiment import Candidate, Experiment, PlanChoice, load_experim
 from nightfold.foldplan import FoldPlan, PlanHandle
 from nightfold.registry import Registry
 from nightfold.store import Store
+from nightfold.zoo import fingerprint
 from tasks.challenge import hold, may_repeat
 from tasks.defend import Defence, enter
 
@@ -104,6 +105,32 @@ def test_a_network_that_is_gone_cannot_be_compared_but_does_not_stop_the_night(
     defence = enter(NIGHT, small_mnist, registry, "tonight")
     assert "gone_module" in str(defence.problem)
     assert defence.experiment == NIGHT
+
+
+def test_a_night_on_a_part_of_the_rows_challenges_nobody(registry, crown, small_mnist):
+    rows = len(small_mnist.train)
+    crown(DENSE, n_train=2 * rows)
+    assert enter(NIGHT, small_mnist, registry, "tonight").problem is None
+    crown(DENSE, "night-2", n_train=2 * rows + 1)
+    defence = enter(NIGHT, small_mnist, registry, "tonight")
+    assert (defence.candidate, defence.experiment) == (None, NIGHT)
+    assert f"trained on {2 * rows + 1:,} rows, and tonight has {rows:,}" in str(defence.problem)
+
+
+def test_a_network_that_was_edited_since_is_not_the_champions(
+    registry, crown, small_mnist, tmp_path, monkeypatch
+):
+    source = tmp_path / "edited_module.py"
+    source.write_text("def build(images, n_classes): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("NIGHTFOLD_MODULES", "edited_module")
+    own = DENSE.model_copy(update={"architecture": "edited_module:build"})
+    crown(own, architecture_source=fingerprint(own.architecture))
+    assert enter(NIGHT, small_mnist, registry, "tonight").problem is None
+    source.write_text("def build(images, n_classes): return None\n")
+    assert "another than the one it was trained with" in str(
+        enter(NIGHT, small_mnist, registry, "tonight").problem
+    )
 
 
 def test_no_code_is_imported_because_a_manifest_names_it(

@@ -110,8 +110,11 @@ def test_a_clear_loss_is_worse(plan: FoldPlan) -> None:
     assert str(row["sentence"]).startswith("deep is worse than baseline: -3.00 points, probability")
 
 
-def test_a_difference_within_a_tenth_of_a_point_is_equivalence(plan: FoldPlan) -> None:
-    row = verdict(plan, [0.0001, -0.0001, 0.0002, 0.0, 0.0001, -0.0002])
+def test_a_difference_within_the_region_of_practical_equivalence_is_equivalence(
+    plan: FoldPlan,
+) -> None:
+    tables = drawn(plan, deep=[0.005, -0.005, 0.01, 0.0, 0.005, -0.01])
+    (row,) = compare_scores(*tables, plan, rope=0.05)
     assert row["verdict"] == "equivalent"
     assert "deep and baseline are equivalent" in str(row["sentence"])
 
@@ -189,6 +192,20 @@ def test_a_fold_that_all_candidates_lack_is_missed_too(plan: FoldPlan) -> None:
     scores, predictions = drawn(plan, deep=[0.01] * 6)
     with pytest.raises(DataRefused, match=r"^baseline has 0 scores for repeat 2, fold 1"):
         compare_scores(scores[scores["repeat"] == 1], predictions, plan)
+
+
+def test_a_repeat_that_the_plan_has_not_is_refused(plan: FoldPlan) -> None:
+    scores, predictions = drawn(plan, deep=[0.01] * 6)
+    more = scores.assign(repeat=scores["repeat"] + 1)
+    more = pd.concat([scores, more[more["repeat"] > plan.repeats]])
+    with pytest.raises(DataRefused, match=r"^baseline has a score for repeat 3, fold 1"):
+        compare_scores(more, predictions, plan)
+
+
+def test_an_accuracy_that_is_no_number_is_refused(plan: FoldPlan) -> None:
+    scores, predictions = drawn(plan, deep=[0.01] * 5 + [float("nan")])
+    with pytest.raises(DataRefused, match=r"^The accuracy of deep in repeat 2, fold 3 is not a n"):
+        compare_scores(scores, predictions, plan)
 
 
 def test_a_fold_that_counts_twice_is_refused(plan: FoldPlan) -> None:

@@ -104,7 +104,30 @@ def test_proof_against_another_champion_proves_nothing(registry, add):
     registry.promote(add("b").version, "by hand")
     facts = tried(challenger, registry, contest)
     assert (facts.outcome, facts.champion) == ("refuse", "b")
-    assert "was not the champion when the night began" in facts.reason
+    assert facts.reason.startswith(
+        "The champion is now b, and tonight's challenger was held against a"
+    )
+
+
+def test_a_champion_that_is_gone_was_not_beaten(registry, add):
+    facts = tried(add("b"), registry, against("a"))
+    assert (facts.outcome, facts.champion) == ("refuse", None)
+    assert facts.reason.startswith("There is no champion any more, and tonight's challenger")
+
+
+def test_no_night_undoes_a_rollback_but_people_may(registry, add):
+    tried(add("a", candidate_digest="a" * 64), registry, against(None))
+    tried(add("b", candidate_digest="b" * 64), registry, against("a"))
+    deposed = registry.champion().model_copy(update={"version": "a", "deposed": ("b" * 64,)})
+    registry._write([deposed.model_copy(update={"recipe": "a" * 64})])
+    again = add("b2", candidate_digest="b" * 64)
+    facts = tried(again, registry, against("a"))
+    assert (facts.outcome, facts.champion) == ("refuse", "a")
+    assert "was rolled back from" in facts.reason
+    assert "nightfold models promote b2" in facts.reason
+    other = tried(add("c", candidate_digest="c" * 64), registry, against("a"))
+    assert other.champion == "c"
+    assert registry.promote("b2", "mended").deposed == ()
 
 
 def test_promoting_the_same_bundle_twice_is_one_entry(registry, add):
