@@ -23,6 +23,9 @@ from typing import IO
 
 from nightfold.errors import NightfoldError
 
+STOP = signal.SIGUSR1
+"""How the command ends its server; nobody else sends it."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -69,7 +72,7 @@ class Server:
 
     def stop(self) -> None:
         """End the server in order."""
-        self.process.terminate()
+        self.process.send_signal(STOP)
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -107,8 +110,9 @@ def start() -> Server:
 def serve(listener: int, command: int) -> None:
     """Serve until told to end or the command is gone.
 
-    Ctrl-C reaches every process of the terminal, but this one must stay to hear how the run ended,
-    or Prefect waits for it for minutes.
+    Ctrl-C reaches every process of the terminal, and a service manager's SIGTERM every process of
+    the service, but this one must stay to hear how the run ended, or Prefect waits for it for
+    minutes.
 
     Parameters
     ----------
@@ -117,7 +121,7 @@ def serve(listener: int, command: int) -> None:
     command : int
         Process id of the command that has started this process.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
@@ -125,7 +129,9 @@ def serve(listener: int, command: int) -> None:
     config = uvicorn.Config(
         create_app(ephemeral=True, final=True), log_level="error", lifespan="on"
     )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+    server = uvicorn.Server(config)
+    signal.signal(STOP, lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[socket.socket(fileno=listener)])
 
 
 def _end_with(command: int) -> None:

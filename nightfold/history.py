@@ -160,7 +160,8 @@ def _summaries(store: Store, left_out: list[LeftOut]) -> list[Summary]:
         try:
             summary = Summary.read(folder)
         except FileNotFoundError:
-            left_out.append(LeftOut(name=folder.name, reason=_why_incomplete(folder)))
+            if not (folder / "classified.parquet").exists():  # what `predict` leaves is no night
+                left_out.append(LeftOut(name=folder.name, reason=_why_incomplete(folder)))
         except (OSError, UsageError):
             left_out.append(LeftOut(name=folder.name, reason="its summary cannot be read"))
         else:

@@ -37,6 +37,8 @@ take 1.2 GB for a moment.
 """
 MAX_SIDE = 65_535
 """Largest width and height, as of JPEG and GIF; to resize a longer row would take gigabytes."""
+MAX_FILE_BYTES = 2**30
+"""Largest file that is opened: `MAX_PIXELS` of the costliest kind without any compression."""
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 _SAY = {"L": "grey", "1": "bilevel", "P": "palette", "LA": "grey with alpha"}
@@ -102,6 +104,8 @@ def read_image(
     if isinstance(source, Path):
         require_plain(source)
     try:
+        if isinstance(source, Path) and source.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it is larger than {MAX_FILE_BYTES / 2**20:,.0f} MiB")
         with warnings.catch_warnings():
             # They are about metadata, or about size, which has a limit of our own below.
             warnings.simplefilter("ignore")

@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from nightfold.errors import BundleRefused, UsageError
 from nightfold.registry import Entry, Registry
 from nightfold.store import TEMPORARY, Store, bytes_below
 from nightfold.summary import Summary
+
+CLOCKS_DIFFER = timedelta(minutes=10)
+"""How far ahead of this machine's clock another one's may be."""
 
 TRASH = f"{TEMPORARY}pruned-"
 """Prefix of what has left its place and is being deleted; readers pass over it."""
@@ -89,10 +92,16 @@ def prune(store: Store, keep: int, *, dry_run: bool = False) -> Pruned:
     registry = Registry(store)
     with lock.alone(store, "prune", minutes=0, tell=lambda _: None), registry.lock():
         inventory = _Inventory(store, registry, keep)
+        for run in inventory.complete[-1:]:
+            if run.at > datetime.now(UTC) + CLOCKS_DIFFER:
+                raise UsageError(
+                    f"{run.path} ended in the future, at {run.at:%Y-%m-%d %H:%M} UTC, so that the "
+                    "newest runs cannot be told: set the clock, or move that folder away."
+                )
         doomed = {area: list(inventory.doomed(area)) for area in AREAS}
         pruned = Pruned(
             kept=tuple(run.name for run in inventory.kept),
-            removed={area: tuple(map(_name, paths)) for area, paths in doomed.items()},
+            removed={area: tuple(_name(area, p) for p in paths) for area, paths in doomed.items()},
             bytes=sum(bytes_below(path) for paths in doomed.values() for path in paths),
             left_alone=tuple(sorted(inventory.links())),
         )
@@ -201,7 +210,7 @@ class _Inventory:
         for path in self.entries(area):
             # Beside bundles lie the pointer and its lock; beside snapshots the notes on sources.
             ours = path.is_dir() if area != "plans" else path.suffix == ".parquet"
-            if not ours or path.name == "sources" or _name(path) in self.referred[area]:
+            if not ours or path.name == "sources" or _name(area, path) in self.referred[area]:
                 continue
             if self.old(_created_at(path) if area == "models" else _changed_at(path)):
                 yield path
@@ -257,14 +266,15 @@ def _forget_sources(store: Store) -> None:
             note.unlink()
 
 
-def _name(path: Path) -> str:
-    return path.name.removesuffix(".parquet")
+def _name(area: str, path: Path) -> str:
+    """What refers to an entry: only plans are files, called by their digest."""
+    return path.stem if area == "plans" else path.name
 
 
 def _summary(path: Path) -> Summary | None:
     try:
         return Summary.read(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -272,7 +282,7 @@ def _json(path: Path, otherwise: Any) -> Any:
     """The document at `path`, or `otherwise` unless there is one of the same kind."""
     try:
         document = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return otherwise
     return document if isinstance(document, type(otherwise)) else otherwise
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nightfold.errors import BundleRefused, UsageError
+from nightfold.files import given
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -42,7 +43,7 @@ def sign(manifest: bytes) -> bytes | None:
 
 def configured_public_key() -> Path | None:
     """The file that ``NIGHTFOLD_PUBLIC_KEY`` names; None if signatures are not asked for."""
-    return Path(value).expanduser() if (value := os.environ.get(PUBLIC_KEY)) else None
+    return given(value) if (value := os.environ.get(PUBLIC_KEY)) else None
 
 
 def check(manifest: bytes, signature: bytes | None, public_key: Path, bundle: Path) -> None:
@@ -106,7 +107,7 @@ def _signing_key() -> Ed25519PrivateKey | None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    file, passphrase = Path(value).expanduser(), os.environ.get(PASSPHRASE)
+    file, passphrase = given(value), os.environ.get(PASSPHRASE)
     try:
         key = load_pem_private_key(_read(file), passphrase.encode() if passphrase else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -117,10 +117,12 @@ class Store:
         UsageError
             If `run_id` is not a plain name.
         """
-        if not _RUN_ID.fullmatch(run_id):
+        if not _RUN_ID.fullmatch(run_id) or run_id.endswith((".json", ".parquet")):
             raise UsageError(
                 f"The run id {run_id[:200]!r} is not a plain name: use letters, digits and dashes."
             )
+        if run_id in {"latest", "champion"}:
+            raise UsageError(f"The run id {run_id!r} already means another run: choose another.")
         return self.runs / run_id
 
     def find_run(self, run_id: str) -> Path:

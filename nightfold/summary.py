@@ -20,7 +20,7 @@ from nightfold.store import Store, bytes_below, write_json
 class Fact(BaseModel):
     """Base of the parts of a summary: immutable, nothing unknown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DatasetFacts(Fact):

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nightfold import backend
 from nightfold.dataset import Dataset
-from nightfold.errors import NightfoldError
+from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Candidate
 from nightfold.fitting import fit_epoch, needs_fit
 from nightfold.graphs import (
@@ -235,6 +235,11 @@ def _set_aside(
         return rows[:0], rows
     shuffled = np.random.default_rng([seed, 0]).permutation(rows)
     n_inner = max(1, round(len(rows) * candidate.early_stopping.fraction))
+    if n_inner >= len(rows):
+        raise UsageError(
+            f"early_stopping.fraction = {candidate.early_stopping.fraction:g} of {candidate.name} "
+            f"leaves none of {len(rows):,} rows to learn from: lower it."
+        )
     return np.sort(shuffled[:n_inner]), np.sort(shuffled[n_inner:])
 
 
@@ -287,8 +292,14 @@ class _Training:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss or a weight is not finite; a ReLU can hide the one from the other."""
-        numbers = [np.array(self.history[-1].train_loss), *self.model.get_weights()]
+        """Whether a loss, a probability or a weight is not finite.
+
+        A ReLU can hide the one from the other, and the last step of an epoch from its losses.
+        """
+        assert self.scored is not None
+        probabilities, validation_loss = self.scored
+        losses = [self.history[-1].train_loss, validation_loss or 0.0, *self.inner_losses[-1:]]
+        numbers = [np.array(losses), probabilities, *self.model.get_weights()]
         return not all(np.isfinite(array).all() for array in numbers)
 
     def run_epoch(self, scored_rows: NDArray[np.int64], inner_rows: NDArray[np.int64]) -> None:
@@ -384,19 +395,23 @@ class _Training:
         """Continue from a checkpoint if there is a whole one of this training; else start anew."""
         from pydantic import TypeAdapter
 
+        variables = {f"model_{i:04d}": v for i, v in enumerate(self._model_state())}
+        variables |= {f"optimizer_{i:04d}": v for i, v in enumerate(self.optimizer.variables)}
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 state = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile):
+            history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
+            whole = np.array_equal(state["random_state"], self._random_state(len(history))) and all(
+                state[name].shape == tuple(variable.shape) for name, variable in variables.items()
+            )
+        # Damage can show anywhere: in the archive, in an array's header, in what is there or not.
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return
-        history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
-        if not np.array_equal(state.get("random_state", []), self._random_state(len(history))):
+        if not whole:
             return
         self.history = history
-        for i, variable in enumerate(self._model_state()):
-            variable.assign(state[f"model_{i:04d}"])
-        for i, variable in enumerate(self.optimizer.variables):
-            variable.assign(state[f"optimizer_{i:04d}"])
+        for name, variable in variables.items():
+            variable.assign(state[name])
         self.best_weights = [state[name] for name in sorted(state) if name.startswith("best_")]
         self.weight_sums = [state[name] for name in sorted(state) if name.startswith("sum_")]
         self.inner_losses = [float(loss) for loss in state["inner_losses"]]

@@ -115,13 +115,19 @@ def longest_first(jobs: list[FoldJob]) -> list[FoldJob]:
 
 def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
     """Mean training seconds of a fold, by candidate digest, over the last days with scores."""
+    import pyarrow.lib
     import pyarrow.parquet as pq
 
     columns = ["candidate_digest", "train_seconds"]
     days = sorted(scores.glob("run_date=*"))[-nights:]
     spent = defaultdict(list)
-    for file in (file for day in days for file in day.glob("*.parquet")):
-        table = pq.read_table(file, columns=columns, partitioning=None)
+    for file in (file for day in days for file in day.glob("[!.]*.parquet")):
+        try:
+            table = pq.read_table(file, columns=columns, partitioning=None).drop_null()
+        except (OSError, pyarrow.lib.ArrowException):
+            continue  # a file that is damaged tells nothing; folds can be trained in any order
+        if table.column_names != columns:
+            continue
         for digest, seconds in zip(*(column.to_pylist() for column in table.columns), strict=True):
             spent[digest].append(seconds)
     return {digest: sum(each) / len(each) for digest, each in spent.items()}

@@ -49,7 +49,7 @@ def validate(
     source: SourceArgument,
     size: SizeOption = None,
     channels: ChannelsOption = None,
-    folds: Annotated[int, typer.Option(help="Folds there must be enough rows for.")] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Folds there must be enough rows for.")] = 5,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Check that a data set is sound; exit code 3 if it is not."""

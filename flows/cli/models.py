@@ -9,6 +9,7 @@ import typer
 
 from flows.cli.options import ARTIFACTS, ArtifactsOption, JsonOption
 from flows.cli.output import print_json, say, tell
+from nightfold.errors import printable
 
 app = typer.Typer(
     no_args_is_help=True, help="List, show, verify, sign, promote and roll back models."
@@ -53,8 +54,8 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
         table.add_row(
             "*" if v.champion else "",
             v.version,
-            str(v.manifest.candidate.get("name", "")),
-            v.manifest.dataset,
+            printable(str(v.manifest.candidate.get("name", ""))),
+            printable(v.manifest.dataset),
             f"{100 * v.manifest.cross_validated.mean:.3f} %",
             f"{100 * v.manifest.holdout.accuracy:.3f} %",
         )

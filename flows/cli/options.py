@@ -161,6 +161,8 @@ def _height_width(size: str | None) -> tuple[int, int] | None:
     if size is None:
         return None
     parts = size.lower().split("x")
-    if len(parts) != 2 or not all(p.isdecimal() and 0 < int(p) <= 4096 for p in parts):
+    if len(parts) != 2 or not all(
+        p.isdecimal() and len(p) < 5 and 0 < int(p) <= 4096 for p in parts
+    ):
         raise UsageError(f"--size {size!r} is not height x width, such as 32x32.")
     return int(parts[0]), int(parts[1])

@@ -50,10 +50,14 @@ def predict(
         print_json([result.model_dump(mode="json") for result in results])
         return
     for result in results:
-        say(
-            f"{printable(result.path)}: {result.class_name} ({100 * result.probability:.1f} %), "
-            f"then {result.runner_up} ({100 * result.runner_up_probability:.1f} %)"
+        first, second = (
+            f"{printable(name)} ({100 * probability:.1f} %)"
+            for name, probability in (
+                (result.class_name, result.probability),
+                (result.runner_up, result.runner_up_probability),
+            )
         )
+        say(f"{printable(result.path)}: {first}, then {second}")
         tell(f"  {result.preparation}")
 
 

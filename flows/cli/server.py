@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +79,7 @@ def _knock(url: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
 
-    url = re.sub("//[^/@]*@", "//", url)  # a password is not for the screen
+    url = _shown(url)
     try:
         with get_client(sync_client=True) as client:
             client.api_version()
@@ -136,7 +135,7 @@ def _told_of_server(error: BaseException) -> str | None:
     from prefect.exceptions import PrefectHTTPStatusError
     from prefect.settings import PREFECT_API_URL
 
-    url = PREFECT_API_URL.value()
+    url = _shown(str(PREFECT_API_URL.value()))
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, PrefectHTTPStatusError) and cause.response.status_code >= 500:
@@ -147,7 +146,19 @@ def _told_of_server(error: BaseException) -> str | None:
             )
         cause = cause.__cause__ or cause.__context__
     try:
-        _knock(str(url))
+        _knock(str(PREFECT_API_URL.value()))
     except UsageError:
         return f"The Prefect server at {url} has ended or no longer answers: start it again."
     return None
+
+
+def _shown(url: str) -> str:
+    """A server's address without the password that may be in it, for the screen.
+
+    Examples
+    --------
+    >>> _shown("http://me:p@ss/word@127.0.0.1:4200/api")
+    'http://127.0.0.1:4200/api'
+    """
+    scheme, between, rest = url.partition("://")
+    return scheme + between + rest.rpartition("@")[2]

@@ -89,6 +89,10 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     if not places:
         raise DataRefused(f"{folder} is empty: put the images of each class in a folder there.")
     for entry in places:
+        if entry.name.startswith("."):
+            raise DataRefused(
+                f"{entry} is hidden, so it is hardly a class: remove it, or give it another name."
+            )
         if not entry.is_dir():
             raise DataRefused(
                 f"{entry} lies beside the class folders: move it into the folder of its class or "

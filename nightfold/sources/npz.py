@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nightfold.dataset import Split
 from nightfold.errors import DataRefused, UsageError
-from nightfold.files import refuse_bomb, require_room
+from nightfold.files import fits_in_memory, refuse_bomb, require_room
 from nightfold.sources.contents import Contents, image_array, integer_labels
 
 
@@ -48,9 +48,12 @@ def read(path: Path) -> Contents:
     [path] = files(path)
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            found = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
     except (NotImplementedError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise _unreadable(str(path), error) from error
+    members = dict(found)
+    if len(members) < len(found):
+        raise DataRefused(f"{path} holds two arrays of one name: write it again with numpy.savez.")
     train = _split(path, members, "train")
     with_test = {"x_test", "y_test"} & members.keys()
     return Contents(train, _split(path, members, "test") if with_test else None)
@@ -74,6 +77,11 @@ def _array(path: Path, members: dict[str, zipfile.ZipInfo], key: str) -> NDArray
     where = f"{key} of {path}"
     # Before NumPy opens it: a member that is no array is read as a whole.
     refuse_bomb(where, members[key].compress_size, members[key].file_size)
+    if not fits_in_memory(members[key].file_size):
+        raise DataRefused(
+            f"{where} unfolds to {members[key].file_size:,} bytes, more than this machine has "
+            "memory: give fewer rows."
+        )
     # Hostile bytes make zipfile and NumPy's header reader raise almost anything.
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -7,8 +7,10 @@ the hub are read as they are, and what is written here opens there.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from nightfold.errors import DataRefused, UsageError
 from nightfold.files import refuse_bomb, require_plain
 from nightfold.images import Channels, Size, read_images
 from nightfold.sources.contents import Contents, entries, integer_labels, require_clear_names
-from nightfold.store import atomic_file
+from nightfold.store import atomic_file, make_folder, told
 
 _SHARD = re.compile(r"(?P<split>train|test)(-.*?)??(-(?P<number>\d+)-of-(?P<count>\d+))?\.parquet")
 _BATCH = 4096
@@ -127,6 +129,24 @@ def write_native(folder: Path, dataset: Dataset) -> bool:
     DataRefused
         If the pixels are not uint8 or a label is not an integer, which the form cannot hold.
     """
+    make_folder(folder)
+    with _one_writer(folder):
+        return _write_both(folder, dataset)
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Let two that write the same data set take turns; the kernel ends the turn of a dead one."""
+    with told(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_both(folder: Path, dataset: Dataset) -> bool:
     if (folder / "train.parquet").exists():
         there = read(folder, None, None)
         if (

@@ -56,10 +56,10 @@ def find(name: str) -> Build:
         )
     try:
         build = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # The module is the user's, and may raise anything.
         raise UsageError(
-            f"The architecture {name!r} cannot be imported ({error}): check its spelling and that "
-            "its folder is on PYTHONPATH."
+            f"The architecture {name!r} cannot be imported ({_told(error)}): check its spelling, "
+            "its code, and that its folder is on PYTHONPATH."
         ) from error
     if not callable(build):
         raise UsageError(f"The architecture {name!r} is not a function.")
@@ -81,10 +81,10 @@ def import_trusted() -> tuple[str, ...]:
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # as above
             raise UsageError(
-                f"The module {name!r} of NIGHTFOLD_MODULES cannot be imported ({error}): check its "
-                "spelling and that its folder is on PYTHONPATH."
+                f"The module {name!r} of NIGHTFOLD_MODULES cannot be imported ({_told(error)}): "
+                "check its spelling, its code, and that its folder is on PYTHONPATH."
             ) from error
     return names
 
@@ -100,8 +100,12 @@ def fingerprint(name: str) -> str:
         return ""
     try:
         spec = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError):
+    except Exception:  # `find` says what is wrong with it.
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return ""
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -160,6 +161,32 @@ def test_a_stopped_night_says_how_to_go_on(sent, exit_code, tmp_path):
     _, rest = night.communicate(timeout=60)
     assert "retrain night" in begun
     assert night.returncode == exit_code
+    assert "goes on behind the last finished epoch" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_every_process_of_a_night_stops_it_as_one_to_the_command_does(
+    sent, exit_code, tmp_path
+):
+    """A terminal and a service manager tell workers and server as well, which must hear the end."""
+    night = subprocess.Popen(
+        [NIGHTFOLD, "evaluate", "--limit", "200", "--epochs", "1000", "--artifacts", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while "folds planned" not in night.stderr.readline():
+        assert night.poll() is None
+    while not list(tmp_path.glob("folds/*/progress.json")):
+        time.sleep(0.1)
+    os.killpg(night.pid, sent)
+    _, rest = night.communicate(timeout=60)
+    assert night.returncode == exit_code, rest
     assert "goes on behind the last finished epoch" in rest
     assert "Traceback" not in rest
 

@@ -152,6 +152,13 @@ def test_a_night_whose_data_were_refused_is_left_out_as_such(three_nights):
     assert (left.name, left.reason) == ("refused", "its data were refused")
 
 
+def test_what_predict_leaves_is_no_unfinished_night(three_nights):
+    folder = three_nights.run("20260105-020000-1a2b3c")
+    folder.mkdir(parents=True)
+    (folder / "classified.parquet").touch()
+    assert History.read(three_nights).left_out == ()
+
+
 def test_runs_that_decide_nothing_are_no_nights(three_nights, write_night):
     write_night(three_nights, day(3), {DEEP: 0.7}, None, flow="evaluate", final=None)
     history = History.read(three_nights)

@@ -243,6 +243,32 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_from_the_future_stops_it_before_anything_goes(nights, monkeypatch):
+    for _ in range(3):
+        nights.night()
+    ended = max(run.finished_at for run in map(Summary.read, nights.store.runs.iterdir()))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return ended - timedelta(hours=1)
+
+    before = nights.there()
+    monkeypatch.setattr(retention, "datetime", Clock)
+    with pytest.raises(UsageError, match="ended in the future"):
+        prune(nights.store, 1)
+    assert nights.there() == before
+
+
+def test_documents_too_deep_to_read_do_not_stop_it(nights):
+    for _ in range(3):
+        nights.night()
+    nights.store.latest.write_text("[" * 200_000)
+    (next(iter(nights.store.runs.iterdir())) / "jobs.json").write_text("[" * 200_000)
+    prune(nights.store, 1)
+    assert_sound(nights.store)
+
+
 class Killed(BaseException):
     """In place of SIGKILL: nothing in the product catches it."""
 

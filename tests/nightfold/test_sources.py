@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import struct
+import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from PIL import Image
 from nightfold import sources
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import DataRefused, NightfoldError, UsageError
-from nightfold.sources import idx
+from nightfold.sources import idx, npz, write_native
 
 
 def refusal(uri: str, kind: type[NightfoldError] = DataRefused, **options: object) -> str:
@@ -37,6 +40,20 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+@pytest.fixture
+def other(tmp_path: Path, small_mnist: Dataset) -> Dataset:
+    """The same images the other way round."""
+    train = small_mnist.train
+    return Dataset.write(
+        tmp_path / "other",
+        name="other",
+        origin="test",
+        class_names=small_mnist.class_names,
+        train=Split(train.images[::-1], np.asarray(train.labels)[::-1]),
+        test=small_mnist.test,
+    )
+
+
 def same(source: sources.Source, dataset: Dataset) -> None:
     for name in ("train", "test"):
         one, other = getattr(source, name), getattr(dataset, name)
@@ -48,6 +65,62 @@ def same(source: sources.Source, dataset: Dataset) -> None:
 
 
 # ---------------------------------------------------------------- names and paths
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path, mnist_train: Split) -> None:
+    path = tmp_path / "two.npz"
+    np.savez(path, x_train=mnist_train.images[:5], y_train=mnist_train.labels[:5])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train", archive.read("x_train.npy"))
+    assert "two arrays of one name" in refusal(f"npz:{path}")
+
+
+def test_an_array_larger_than_the_memory_is_refused_before_it_is_unpacked(
+    tmp_path: Path, mnist_train: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, x_train=mnist_train.images[:500], y_train=mnist_train.labels[:500])
+    monkeypatch.setattr(npz, "fits_in_memory", lambda n_bytes: n_bytes < 100_000)
+    assert "x_train of" in (message := refusal(f"npz:{path}"))
+    assert "unfolds to 392,128 bytes" in message
+
+
+def test_a_hidden_folder_is_no_class(tmp_path: Path) -> None:
+    for name in ("cat", "dog", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
+    assert ".ipynb_checkpoints is hidden" in refusal(f"folder:{tmp_path}", size=(8, 8))
+
+
+def test_a_file_of_gigabytes_is_no_image(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
+    os.truncate(tmp_path / "dog" / "1.png", 2**30 + 1)
+    message = refusal(f"folder:{tmp_path}", size=(8, 8))
+    assert "dog/1.png" in message
+    assert "larger than 1,024 MiB" in message
+
+
+def test_two_that_name_a_data_set_at_once_do_not_mix(
+    tmp_path: Path, small_mnist: Dataset, other: Dataset
+) -> None:
+    barrier, said = threading.Barrier(2), []
+
+    def name(dataset: Dataset) -> None:
+        barrier.wait()
+        try:
+            said.append(write_native(tmp_path / "mine", dataset))
+        except UsageError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=name, args=(d,)) for d in (small_mnist, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert True in said
+    assert any("already holds another data set" in str(told) for told in said)
 
 
 def test_an_unknown_source_is_told_the_valid_ones() -> None:
@@ -464,7 +537,7 @@ def test_images_of_different_size_need_a_size(folder: Path) -> None:
         ("digit 1/empty.png", b"", "0 bytes"),
         ("digit 1/deeper/x.png", b"x", "folder inside a class folder"),
         ("labels.csv", b"x", "beside the class folders"),
-        (".git/config.png", b"x", "not a whole image"),
+        (".git/config.png", b"x", "is hidden"),
     ],
 )
 def test_what_is_not_an_image_is_named_and_never_passed_over(

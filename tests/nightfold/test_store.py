@@ -66,6 +66,12 @@ def test_a_run_id_cannot_leave_the_folder(tmp_path, name):
         Store(tmp_path).run(name)
 
 
+@pytest.mark.parametrize("name", ["night.parquet", "champion.json", "latest", "champion"])
+def test_a_run_id_that_means_something_else_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=repr(name)):
+        Store(tmp_path).run(name)
+
+
 def test_latest_without_a_run_says_how_to_start_one(tmp_path):
     with pytest.raises(UsageError, match="nightfold retrain"):
         Store(tmp_path).find_run("latest")

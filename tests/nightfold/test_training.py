@@ -11,7 +11,7 @@ import pytest
 
 from nightfold import backend
 from nightfold.dataset import Dataset, Split
-from nightfold.errors import NightfoldError
+from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Augmentation, Candidate, EarlyStopping, Optimizer, Schedule
 from nightfold.model import build_model
 from nightfold.optimization import learning_rates, make_optimizer
@@ -174,6 +174,31 @@ def test_a_torn_checkpoint_is_as_good_as_none(small_mnist, tmp_path):
     assert (resumed.probabilities == run(small_mnist, candidate()).probabilities).all()
 
 
+@pytest.mark.parametrize("damage", ["empty", "no history", "odd history", "short", "none"])
+def test_whatever_a_checkpoint_lacks_it_is_as_good_as_none(damage, small_mnist, tmp_path):
+    def interrupt(_epoch):
+        raise Interrupted
+
+    path = tmp_path / "c.npz"
+    with pytest.raises(Interrupted):
+        run(small_mnist, candidate(), checkpoint=path, on_epoch=interrupt)
+    with np.load(path, allow_pickle=False) as arrays:
+        state = {name: arrays[name] for name in arrays.files}
+    if damage == "no history":
+        del state["history"]
+    if damage == "odd history":
+        state["history"] = np.frombuffer(b'[{"epoch": 1}]', np.uint8)
+    if damage == "short":
+        state["model_0000"] = state["model_0000"][:1]
+    np.savez(path, **state)
+    if damage == "empty":
+        path.write_bytes(b"")
+    epochs = []
+    resumed = run(small_mnist, candidate(), checkpoint=path, on_epoch=epochs.append)
+    assert epochs[0].epoch == (2 if damage == "none" else 1)
+    assert (resumed.probabilities == run(small_mnist, candidate()).probabilities).all()
+
+
 def test_a_checkpoint_holds_all_that_the_next_epoch_needs(small_mnist, tmp_path):
     """Weights, the optimizer's slots, sums of averaged weights, permutation and random state."""
     recipe = candidate(
@@ -285,6 +310,26 @@ def test_a_diverged_training_says_so_and_keeps_no_checkpoint(small_mnist, tmp_pa
     with pytest.raises(NightfoldError, match=r"baseline diverged in epoch \d.*learning rate"):
         run(small_mnist, candidate(), scaler=overflowing, checkpoint=tmp_path / "c.npz")
     assert not (tmp_path / "c.npz").exists()
+
+
+def test_a_training_that_diverges_in_the_last_step_of_an_epoch_says_so_too(small_mnist, tmp_path):
+    """The loss of an epoch's only batch is finite, and so may be the weights that it leads to."""
+    recipe = candidate(
+        "deep",
+        epochs=2,
+        scaling="none",
+        batch_size=65_536,
+        optimizer=Optimizer(name="sgd", learning_rate=10.0, momentum=0.9),
+    )
+    for _ in range(2):  # and says so again
+        with pytest.raises(NightfoldError, match=r"deep diverged in epoch \d.*learning rate"):
+            run(small_mnist, recipe, scaler=Scaler(name="none"), checkpoint=tmp_path / "c.npz")
+
+
+def test_early_stopping_that_leaves_no_row_to_learn_from_is_refused(small_mnist):
+    recipe = candidate(early_stopping=EarlyStopping(patience=1, fraction=0.999))
+    with pytest.raises(UsageError, match=r"early_stopping.fraction = 0.999 of .* leaves none of"):
+        run(small_mnist, recipe)
 
 
 def test_it_learns_real_digits(small_mnist):

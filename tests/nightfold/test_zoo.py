@@ -1,5 +1,6 @@
 """Architectures are those of the published recipes, found by name."""
 
+import re
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from nightfold.errors import UsageError
 from nightfold.experiment import Candidate
 from nightfold.model import build_model
 from nightfold.scaling import Scaler
-from nightfold.zoo import architectures, find, fingerprint
+from nightfold.zoo import architectures, find, fingerprint, import_trusted
 
 PARAMETERS = {
     # conv + dense layers and batch norm, counted by hand from the description
@@ -88,6 +89,20 @@ def test_a_users_own_architecture_needs_no_registration(own_module, small_mnist)
 def test_an_architecture_without_one_probability_a_class_is_refused(own_module, small_mnist):
     with pytest.raises(UsageError, match=r"my_nets:wrong.*one probability a class"):
         build("my_nets:wrong", small_mnist)
+
+
+@pytest.mark.parametrize("name", ["broken_net:build", "raising_net:build", ":build", ".x:build"])
+def test_a_module_that_cannot_be_imported_is_one_sentence(name, tmp_path, monkeypatch):
+    (tmp_path / "broken_net.py").write_text("def build(:\n")
+    (tmp_path / "raising_net.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fingerprint(name) is not None
+    with pytest.raises(UsageError, match=f"The architecture '{re.escape(name)}' cannot be impor"):
+        find(name)
+    monkeypatch.setenv("NIGHTFOLD_MODULES", name.partition(":")[0])
+    if name[0] not in ":.":
+        with pytest.raises(UsageError, match="NIGHTFOLD_MODULES cannot be imported"):
+            import_trusted()
 
 
 def test_a_changed_source_file_changes_the_fingerprint(own_module):

@@ -79,6 +79,17 @@ def test_only_the_last_days_count(tmp_path):
     assert seconds_before(Store(tmp_path).scores, nights=2) == {SHORT.digest: 3.0}
 
 
+def test_a_score_file_that_is_damaged_does_not_stop_the_night(tmp_path):
+    remember(tmp_path, "2026-01-01", short=4.0)
+    day = Store(tmp_path).scores / "run_date=2026-01-01"
+    (day / "torn.parquet").write_bytes(b"PAR1junk")
+    (day / ".part-torn.parquet").write_bytes(b"")
+    pq.write_table(pa.table({"other": [1]}), day / "other.parquet")
+    nothing = pa.table({"candidate_digest": ["d"], "train_seconds": pa.array([None], pa.float64())})
+    pq.write_table(nothing, day / "nothing.parquet")
+    assert seconds_before(Store(tmp_path).scores) == {SHORT.digest: 4.0}
+
+
 class Written:
     """Takes folds as a task runner does, and only writes down which."""
 
