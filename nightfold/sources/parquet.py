@@ -129,6 +129,14 @@ def write_native(folder: Path, dataset: Dataset) -> bool:
     DataRefused
         If the pixels are not uint8 or a label is not an integer, which the form cannot hold.
     """
+    for name in ("train", "test"):
+        split = getattr(dataset, name)
+        if split.images.dtype != np.uint8 or not _integers(split.labels).all():
+            raise DataRefused(
+                f"The {name} rows of {dataset.name} have {split.images.dtype} pixels and "
+                f"{split.labels.dtype} labels: a named data set holds uint8 pixels and integer or "
+                "missing labels only."
+            )
     make_folder(folder)
     with _one_writer(folder):
         return _write_both(folder, dataset)
@@ -162,13 +170,6 @@ def _write_both(folder: Path, dataset: Dataset) -> bool:
         )
     # The training file is written last: where it is, the other one is whole.
     splits = {"test": dataset.test, "train": dataset.train}
-    for name, split in splits.items():
-        if split.images.dtype != np.uint8 or not _integers(split.labels).all():
-            raise DataRefused(
-                f"The {name} rows of {dataset.name} have {split.images.dtype} pixels and "
-                f"{split.labels.dtype} labels: a named data set holds uint8 pixels and integer or "
-                "missing labels only."
-            )
     for name, split in splits.items():
         _write_split(folder / f"{name}.parquet", split, dataset.class_names)
     return True
