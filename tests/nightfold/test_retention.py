@@ -264,8 +264,9 @@ def test_documents_too_deep_to_read_do_not_stop_it(nights):
     for _ in range(3):
         nights.night()
     nights.store.latest.write_text("[" * 200_000)
-    (next(iter(nights.store.runs.iterdir())) / "jobs.json").write_text("[" * 200_000)
-    prune(nights.store, 1)
+    oldest, *_, newest = sorted(nights.store.runs.iterdir())
+    (oldest / "jobs.json").write_text("[" * 200_000)
+    assert prune(nights.store, 1).kept == (newest.name,)
     assert_sound(nights.store)
 
 
