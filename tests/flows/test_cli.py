@@ -269,8 +269,8 @@ def test_pruning_says_what_went_and_what_would(tmp_path, write_night):
     store = Store(tmp_path)
     deep = Candidate(name="deep", architecture="deep")
     names = [
-        write_night(store, NIGHT + timedelta(days=day), {deep: 0.99}, None).run_id
-        for day in range(3)
+        write_night(store, datetime(2024, 1, day, 2, tzinfo=UTC), {deep: 0.99}, None).run_id
+        for day in (1, 2, 3)
     ]
     done = run("prune", "--keep", "2", "--dry-run", "--artifacts", tmp_path)
     assert done.stdout.startswith("would remove     1 runs, 0 models")
