@@ -354,6 +354,8 @@ def _chance(probability: float, *, up: bool = False) -> str:
     >>> _chance(0.97496), _chance(0.99995265, up=True), _chance(1.0)
     ('97.49 %', '99.9953 %', '100.00 %')
     """
+    if math.isnan(probability):
+        return "nan %"
     digits = 2
     if 0 < 1 - probability < 0.001:
         digits = min(12, math.ceil(-math.log10(1 - probability)) - 1)

@@ -120,6 +120,14 @@ def test_recalls_that_are_missing_speak_against_the_challenger(missing):
     assert "nan" in decision.reason
 
 
+def test_a_probability_that_is_no_number_promotes_nothing():
+    nan = float("nan")
+    comparison = Comparison(mean_difference=nan, p_worse=nan, p_equivalent=nan, p_better=nan)
+    decision = decide(POLICY, evidence(comparison=comparison))
+    assert decision.outcome == "undecided"
+    assert "nan %" in decision.reason
+
+
 def test_what_is_asked_and_what_was_found_never_seem_to_meet():
     short = Comparison(mean_difference=0.002, p_worse=0.0, p_equivalent=0.02504, p_better=0.97496)
     told = decide(POLICY, evidence(comparison=short)).reason
