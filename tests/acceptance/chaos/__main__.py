@@ -61,7 +61,7 @@ class Chain:
             ways = ["self", "group", "torn"] if " fsync " in write else ["self", "group"]
             how = self.rng.choice(ways)
             attempt = self.arena.start(self.artifacts, f"{write}#{left}", how, run=self.run)
-            if self.arena.wait_until_fired(attempt, self.artifacts):
+            if attempt.wait_until_fired():
                 ended = attempt.wait(0.2)
                 self._killed(f"inside a write, {how}", kind_of(write), ended, attempt)
             if write.startswith("worker") and how != "group":

@@ -115,6 +115,21 @@ class Attempt:
 
     process: subprocess.Popen[bytes]
     began: float
+    mark: Path
+    """There once the chosen write has come. Its own: a dying worker of the start before may come to
+    the write that was chosen for that one."""
+
+    @property
+    def fired(self):
+        return self.mark.exists()
+
+    def wait_until_fired(self, seconds=PATIENCE):
+        """Whether the chosen write comes before the command ends."""
+        deadline = time.monotonic() + seconds
+        while not self.fired and time.monotonic() < deadline:
+            if self.wait(0.05) is not None:
+                break
+        return self.fired
 
     def workers(self):
         try:
@@ -210,7 +225,7 @@ class Arena:
         starts another; ledger and log have the name of `notes`, else of the artifacts.
         """
         notes = notes or artifacts
-        notes.with_name(f"{notes.name}.ledger.fired").unlink(missing_ok=True)
+        mark = notes.with_name(f"{notes.name}.ledger.fired-{len(self.attempts)}")
         arguments = {
             "--dataset": f"parquet:{self.folder / 'digits'}",
             "--candidates": candidates,
@@ -223,6 +238,7 @@ class Arena:
             **self.server.environment,
             "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), str(shipped())]),
             "CHAOS_LEDGER": str(notes.with_name(f"{notes.name}.ledger")),
+            "CHAOS_MARK": str(mark),
             "CHAOS_ROOTS": f"{artifacts}:{self.server.home / 'storage'}",
             "CHAOS_AT": at,
             "CHAOS_HOW": how,
@@ -241,7 +257,7 @@ class Arena:
                 stderr=log,
                 start_new_session=True,
             )
-        self.attempts.append(Attempt(process, time.monotonic()))
+        self.attempts.append(Attempt(process, time.monotonic(), mark))
         return self.attempts[-1]
 
     def end(self):
@@ -251,17 +267,6 @@ class Arena:
 
     def said(self, artifacts):
         return artifacts.with_name(f"{artifacts.name}.log").read_text()[-3000:]
-
-    def wait_until_fired(self, attempt, artifacts, seconds=PATIENCE):
-        """Whether the chosen write comes before the command ends."""
-        deadline = time.monotonic() + seconds
-        while not self.fired(artifacts) and time.monotonic() < deadline:
-            if attempt.wait(0.05) is not None:
-                break
-        return self.fired(artifacts)
-
-    def fired(self, artifacts):
-        return artifacts.with_name(f"{artifacts.name}.ledger.fired").exists()
 
 
 def ledger(artifacts):

@@ -1,5 +1,7 @@
 """A dozen kills: a night ends as if nobody had disturbed it. `make chaos` has hundreds."""
 
+import signal
+
 import pytest
 
 from tests.acceptance.chaos.arena import (
@@ -33,12 +35,12 @@ def test_a_night_that_was_killed_a_dozen_times_ends_as_if_it_had_not_been(arena,
     arena.new_chain(artifacts)
     for write, how in INSIDE_WRITES:
         attempt = arena.start(artifacts, write, how)
-        assert arena.wait_until_fired(attempt, artifacts), write + arena.said(artifacts)
+        assert attempt.wait_until_fired(), write + arena.said(artifacts)
         kills += 1
         if write.startswith("worker") and how != "group":
             attempt.process.kill()  # or a new pool would go on
             kills += 1
-        attempt.wait()
+        assert attempt.wait() == -signal.SIGKILL, write + arena.said(artifacts)
         assert not faults_at_any_moment(artifacts), write
     attempt = arena.start(artifacts)
     while attempt.wait(0.1) is None and not attempt.workers():

@@ -75,7 +75,7 @@ class Watch:
         how = os.environ["CHAOS_HOW"]
         try:
             # Once only: the pool that follows a killed worker comes to the same write again.
-            os.close(os.open(os.environ["CHAOS_LEDGER"] + ".fired", os.O_CREAT | os.O_EXCL))
+            os.close(os.open(os.environ["CHAOS_MARK"], os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
         if how not in ("self", "group", "torn"):
