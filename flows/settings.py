@@ -9,10 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from nightfold.experiment import Experiment, Runner, load_experiment
 from nightfold.images import Channels
+
+MOST_A_CORE = 4
+"""Workers a core at most: each holds TensorFlow and a network, and more than one a core is slower
+already."""
 
 
 class Settings(BaseModel):
@@ -38,6 +43,17 @@ class Settings(BaseModel):
     run_id: str | None = Field(None, description="name of the run; made up if empty")
     h5: bool = Field(False, description="also save the final model as HDF5")
 
+    @field_validator("workers")
+    @classmethod
+    def _refuse_a_flood(cls, workers: int | None) -> int | None:
+        if workers is not None and workers > MOST_A_CORE * cores():
+            raise PydanticCustomError(
+                "workers",
+                "this machine has {cores} cores, give at most {most}",
+                {"cores": cores(), "most": MOST_A_CORE * cores()},
+            )
+        return workers
+
     def load(self) -> Experiment:
         """The experiment with every given value in place of its own."""
         path = Path(self.experiment)
@@ -60,8 +76,12 @@ class Settings(BaseModel):
             return 1
         if self.workers is not None:
             return self.workers
-        # Containers and batch systems may give a process fewer cores than the machine has.
-        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return cores()
+
+
+def cores() -> int:
+    """Cores of this process: containers and batch systems may give it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 DEFAULTS = Settings()

@@ -77,6 +77,7 @@ def test_every_command_explains_itself_with_an_example(command):
         (["evaluate", "--epochs", "-1"], ["epochs", "-1"]),
         (["evaluate", "--runner", "carrier-pigeon"], ["--runner", "carrier-pigeon"]),
         (["evaluate", "--workers", "0"], ["--workers"]),
+        (["evaluate", "--workers", "100000"], ["--workers", "cores", "at most"]),
         (["retrain", "--run-id", "../../etc"], ["run id"]),
         (["plan", "--repeats", "0"], ["repeats", "0"]),
         (["ingest", "idx:no/such/place"], ["no/such/place"]),

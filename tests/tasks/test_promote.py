@@ -145,6 +145,13 @@ def test_a_champion_that_cannot_be_compared_stays_until_somebody_decides(registr
     assert "nightfold models promote" in facts.reason
 
 
+def test_nothing_takes_the_place_of_a_champion_that_cannot_be_read(registry, add):
+    facts = tried(add("a"), registry, against(None, problem="champion.json is damaged."))
+    assert (facts.promoted, facts.champion, facts.outcome) == (False, None, "refuse")
+    assert facts.reason == "Nothing is promoted: champion.json is damaged."
+    assert registry.champion() is None
+
+
 def test_an_altered_challenger_is_not_promoted(registry, add):
     challenger = add("a")
     (registry.folder / "a" / "golden.npz").write_text("altered")
