@@ -49,7 +49,16 @@ SWITCHES: dict[str, dict[str, str]] = {
     "oneDNN off": {"TF_ENABLE_ONEDNN_OPTS": "0"},
     "AVX2 only": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "two threads": {"NIGHTFOLD_BENCHMARK_THREADS": "2"},
+    "two operations at once": {
+        "NIGHTFOLD_BENCHMARK_THREADS": "1",
+        "NIGHTFOLD_BENCHMARK_AT_ONCE": "2",
+    },
     "pinned to a core": {"NIGHTFOLD_BENCHMARK_PINNED": "1"},
+    "two operations at once, pinned to a core": {
+        "NIGHTFOLD_BENCHMARK_THREADS": "1",
+        "NIGHTFOLD_BENCHMARK_AT_ONCE": "2",
+        "NIGHTFOLD_BENCHMARK_PINNED": "1",
+    },
     "memory kept by malloc": {
         "MALLOC_MMAP_THRESHOLD_": str(2**29),
         "MALLOC_TRIM_THRESHOLD_": str(2**29),
@@ -115,6 +124,79 @@ def first_convolution(batch: int = 32) -> dict[str, Part]:
         "convolution as a product of patches": differentiated(product),
         "pooling as the maximum of slices": differentiated(slices),
     }
+
+
+def wide_convolution(gradients: bool, batch: int = 32, channels: int = 64) -> dict[str, Part]:
+    """Ways to compute the last convolution of `deep`: 3x3, 64 channels, 11x11 to 9x9 pixels."""
+    import tensorflow as tf
+
+    draw = np.random.default_rng(0)
+    x = tf.Variable(draw.random((batch, 11, 11, channels), dtype=np.float32))
+    drawn = draw.normal(size=(3, 3, channels, channels), scale=0.05)
+    kernel = tf.Variable(drawn.astype(np.float32))
+    dy = tf.constant(draw.normal(size=(batch, 9, 9, channels)).astype(np.float32))
+
+    def alone(forward: Part) -> Part:
+        def run() -> Any:
+            kernel.assign_sub(1e-9 * kernel)
+            return forward()[0, 0, 0, 0]
+
+        return run
+
+    def differentiated(forward: Part) -> Part:
+        def run() -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(forward() * dy)
+            for variable, gradient in zip(
+                (x, kernel), tape.gradient(loss, [x, kernel]), strict=True
+            ):
+                variable.assign_sub(1e-9 * gradient)
+            return loss
+
+        return run
+
+    ways: dict[str, Part] = {
+        "direct (kept)": lambda: tf.nn.conv2d(x, kernel, 1, "VALID"),
+        "Winograd F(3x3, 3x3) as products": lambda: winograd(x, kernel),
+    }
+    measured = differentiated if gradients else alone
+    return {name: measured(forward) for name, forward in ways.items()}
+
+
+def winograd(x: Any, kernel: Any) -> Any:
+    """A 3x3 convolution of 11x11 pixels as 25 products, one a point, in tiles of 3x3.
+
+    Winograd's minimal filtering F(3x3, 3x3) at the points 0, 1, -1, 2 and infinity: A. Lavin and
+    S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, equation 8.
+    """
+    import tensorflow as tf
+    from numpy.polynomial.polynomial import polyfromroots
+
+    points = np.array([0.0, 1.0, -1.0, 2.0])
+    a, g, b = np.zeros((5, 3)), np.zeros((5, 3)), np.zeros((5, 5))
+    for row, point in enumerate(points):
+        others = np.delete(points, row)
+        a[row], g[row] = point ** np.arange(3), point ** np.arange(3) / np.prod(point - others)
+        b[row, :4] = polyfromroots(others)
+    a[4, 2] = g[4, 2] = 1
+    b[4] = polyfromroots(points)
+    outputs, filters, inputs = (tf.constant(np.kron(m, m), tf.float32) for m in (a, g, b))
+    tiles = [
+        (3 * ty + i) * 11 + 3 * tx + j
+        for i in range(5)
+        for j in range(5)
+        for ty in range(3)
+        for tx in range(3)
+    ]
+    n, *_, c = x.shape
+    pixels = tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [121, n * c])
+    data = tf.matmul(inputs, tf.reshape(tf.gather(pixels, tiles), [25, 9 * n * c]))
+    weights = tf.matmul(filters, tf.reshape(kernel, [9, c * c]))
+    products = tf.reshape(data, [25, 9 * n, c]) @ tf.reshape(weights, [25, c, c])
+    y = tf.matmul(outputs, tf.reshape(products, [25, 9 * n * c]), transpose_a=True)
+    return tf.reshape(
+        tf.transpose(tf.reshape(y, [3, 3, 3, 3, n, c]), [4, 2, 0, 3, 1, 5]), [n, 9, 9, c]
+    )
 
 
 def dense_input_gradient(batch: int, n_in: int, n_out: int) -> dict[str, Part]:
@@ -194,7 +276,7 @@ def whole_steps(snapshot: Path, environment: dict[str, str], without: str = "") 
 def time_steps(snapshot: Path, without: str) -> dict[str, float]:
     """Milliseconds of a training step by architecture, here and now; the fastest epoch of eight."""
     if threads := os.environ.get("NIGHTFOLD_BENCHMARK_THREADS"):
-        _allow_threads(int(threads))
+        _allow_threads(int(threads), int(os.environ.get("NIGHTFOLD_BENCHMARK_AT_ONCE", threads)))
     if os.environ.get("NIGHTFOLD_BENCHMARK_PINNED"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     backend.start()
@@ -228,12 +310,12 @@ def time_steps(snapshot: Path, without: str) -> dict[str, float]:
     return found
 
 
-def _allow_threads(n: int) -> None:
+def _allow_threads(n: int, at_once: int) -> None:
     """Let TensorFlow compute with several threads, which training otherwise refuses."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(n)
-    tf.config.threading.set_inter_op_parallelism_threads(n)
+    tf.config.threading.set_inter_op_parallelism_threads(at_once)
     tf.config.list_logical_devices()
     backend.require_one_thread = lambda: None
 
@@ -251,6 +333,8 @@ def main(
         return
     backend.start()
     parts = {
+        "3x3 convolution, 64 channels, batch 32": wide_convolution(gradients=False),
+        "the same with its gradients": wide_convolution(gradients=True),
         "first block of the tutorial, batch 32": first_convolution(),
         "dense 5408 to 100, input gradient, batch 32": dense_input_gradient(32, 5408, 100),
         "dense 3136 to 3136, input gradient, batch 32": dense_input_gradient(32, 3136, 3136),
@@ -272,7 +356,10 @@ def main(
         "Whole training steps without a rewrite, and with switches, against what Nightfold does",
         steps,
         pd.DataFrame(summary),
-        [f"Batches of 32, one thread unless the row says otherwise. {READING}"],
+        [
+            "Batches of 32, one thread unless the row says otherwise; the other core is idle. "
+            f"{READING}"
+        ],
         results,
     )
 
