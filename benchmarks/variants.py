@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,15 +127,15 @@ def first_convolution(batch: int = 32) -> dict[str, Part]:
     }
 
 
-def wide_convolution(gradients: bool, batch: int = 32, channels: int = 64) -> dict[str, Part]:
-    """Ways to compute the last convolution of `deep`: 3x3, 64 channels, 11x11 to 9x9 pixels."""
+def wide_convolution(side: int, channels: int, gradients: bool, batch: int = 32) -> dict[str, Part]:
+    """Ways to compute a 3x3 convolution from `side` pixels to two fewer, a multiple of three."""
     import tensorflow as tf
 
     draw = np.random.default_rng(0)
-    x = tf.Variable(draw.random((batch, 11, 11, channels), dtype=np.float32))
+    x = tf.Variable(draw.random((batch, side, side, channels), dtype=np.float32))
     drawn = draw.normal(size=(3, 3, channels, channels), scale=0.05)
     kernel = tf.Variable(drawn.astype(np.float32))
-    dy = tf.constant(draw.normal(size=(batch, 9, 9, channels)).astype(np.float32))
+    dy = tf.constant(draw.normal(size=(batch, side - 2, side - 2, channels)).astype(np.float32))
 
     def alone(forward: Part) -> Part:
         def run() -> Any:
@@ -164,7 +165,7 @@ def wide_convolution(gradients: bool, batch: int = 32, channels: int = 64) -> di
 
 
 def winograd(x: Any, kernel: Any) -> Any:
-    """A 3x3 convolution of 11x11 pixels as 25 products, one a point, in tiles of 3x3.
+    """A 3x3 convolution as 25 products, one a point, in tiles of 3x3 pixels.
 
     Winograd's minimal filtering F(3x3, 3x3) at the points 0, 1, -1, 2 and infinity: A. Lavin and
     S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, equation 8.
@@ -181,22 +182,19 @@ def winograd(x: Any, kernel: Any) -> Any:
     a[4, 2] = g[4, 2] = 1
     b[4] = polyfromroots(points)
     outputs, filters, inputs = (tf.constant(np.kron(m, m), tf.float32) for m in (a, g, b))
+    n, side, _, c = x.shape
+    t = (side - 2) // 3
     tiles = [
-        (3 * ty + i) * 11 + 3 * tx + j
-        for i in range(5)
-        for j in range(5)
-        for ty in range(3)
-        for tx in range(3)
+        (3 * ty + i) * side + 3 * tx + j
+        for i, j, ty, tx in product(range(5), range(5), range(t), range(t))
     ]
-    n, *_, c = x.shape
-    pixels = tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [121, n * c])
-    data = tf.matmul(inputs, tf.reshape(tf.gather(pixels, tiles), [25, 9 * n * c]))
+    pixels = tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [side * side, n * c])
+    data = tf.matmul(inputs, tf.reshape(tf.gather(pixels, tiles), [25, t * t * n * c]))
     weights = tf.matmul(filters, tf.reshape(kernel, [9, c * c]))
-    products = tf.reshape(data, [25, 9 * n, c]) @ tf.reshape(weights, [25, c, c])
-    y = tf.matmul(outputs, tf.reshape(products, [25, 9 * n * c]), transpose_a=True)
-    return tf.reshape(
-        tf.transpose(tf.reshape(y, [3, 3, 3, 3, n, c]), [4, 2, 0, 3, 1, 5]), [n, 9, 9, c]
-    )
+    products = tf.reshape(data, [25, t * t * n, c]) @ tf.reshape(weights, [25, c, c])
+    y = tf.matmul(outputs, tf.reshape(products, [25, t * t * n * c]), transpose_a=True)
+    y = tf.transpose(tf.reshape(y, [3, 3, t, t, n, c]), [4, 2, 0, 3, 1, 5])
+    return tf.reshape(y, [n, 3 * t, 3 * t, c])
 
 
 def dense_input_gradient(batch: int, n_in: int, n_out: int) -> dict[str, Part]:
@@ -275,10 +273,10 @@ def whole_steps(snapshot: Path, environment: dict[str, str], without: str = "") 
 
 def time_steps(snapshot: Path, without: str) -> dict[str, float]:
     """Milliseconds of a training step by architecture, here and now; the fastest epoch of eight."""
-    if threads := os.environ.get("NIGHTFOLD_BENCHMARK_THREADS"):
-        _allow_threads(int(threads), int(os.environ.get("NIGHTFOLD_BENCHMARK_AT_ONCE", threads)))
     if os.environ.get("NIGHTFOLD_BENCHMARK_PINNED"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if threads := os.environ.get("NIGHTFOLD_BENCHMARK_THREADS"):
+        _allow_threads(int(threads), int(os.environ.get("NIGHTFOLD_BENCHMARK_AT_ONCE", threads)))
     backend.start()
     from nightfold import forward
     from nightfold.dataset import Dataset
@@ -333,8 +331,9 @@ def main(
         return
     backend.start()
     parts = {
-        "3x3 convolution, 64 channels, batch 32": wide_convolution(gradients=False),
-        "the same with its gradients": wide_convolution(gradients=True),
+        "3x3, 64 channels, 11x11 pixels": wide_convolution(11, 64, gradients=False),
+        "3x3, 64 channels, 11x11 pixels, gradients": wide_convolution(11, 64, gradients=True),
+        "3x3, 32 channels, 26x26 pixels, gradients": wide_convolution(26, 32, gradients=True),
         "first block of the tutorial, batch 32": first_convolution(),
         "dense 5408 to 100, input gradient, batch 32": dense_input_gradient(32, 5408, 100),
         "dense 3136 to 3136, input gradient, batch 32": dense_input_gradient(32, 3136, 3136),
