@@ -16,8 +16,7 @@ from nightfold.experiment import Experiment, Runner, load_experiment
 from nightfold.images import Channels
 
 MOST_A_CORE = 4
-"""Workers a core at most: each holds TensorFlow and a network, and more than one a core is slower
-already."""
+"""Workers a core at most: each needs half a gigabyte of its own (row D of docs/performance.md)."""
 
 
 class Settings(BaseModel):
