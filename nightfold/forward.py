@@ -11,6 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from nightfold import winograd
+
 Layer = Any
 WIDE = 2**16
 """Weights from which a dense layer is rewritten; a smaller one costs nothing either way."""
@@ -37,11 +41,18 @@ def training_pass(model: Any) -> Callable[[Any], Any]:
 
     if not isinstance(model, Functional) or type(model).call is not Functional.call:
         return lambda images: model(images, training=True)
-    rewrites = _bias_behind_pooling(model) | _fused_batch_norm(model) | _wide_dense(model)
+    rewrites = (
+        _fewer_products(model)
+        | _bias_behind_pooling(model)
+        | _fused_batch_norm(model)
+        | _wide_dense(model)
+    )
+    read = _pixels_read(model)
 
     def run(images: Any) -> Any:
         def operation(layer: Layer) -> Callable[..., Any]:
-            return rewrites.get(id(layer)) or _in_training(layer)
+            call = rewrites.get(id(layer)) or _in_training(layer)
+            return partial(_call_on, read[id(layer)], call) if id(layer) in read else call
 
         return model._run_through_graph(images, operation_fn=operation)
 
@@ -55,6 +66,135 @@ def _in_training(layer: Layer) -> Callable[..., Any]:
         return layer(*args, **kwargs)
 
     return call
+
+
+def _pixels_read(model: Any) -> dict[int, tuple[int, int]]:
+    """Rows and columns of its input that matter, for the first layer of some chains, by `id`.
+
+    Windows that do not fit leave the last rows and columns out: pooling 9 x 9 pixels by 2 reads
+    8 x 8 of them. What the end of a chain of convolutions and poolings leaves out need not be
+    computed by the layers before it, so the first of them gets only what reaches the last one's
+    output. That output stays, and so do gradients: those of pixels nobody reads are zero.
+    """
+    sliding = {id(layer): layer for layer in model.layers if _slides(layer)}
+    behind = {
+        key: consumer
+        for key, layer in sliding.items()
+        if id(consumer := _only_consumer(layer)) in sliding
+    }
+
+    def side(layer: Layer, axis: int) -> int:
+        consumer = behind.get(id(layer))
+        needed = layer.output.shape[1 + axis] if consumer is None else side(consumer, axis)
+        size, stride, dilation = (values[axis] for values in _windows(layer))
+        return int((needed - 1) * stride + (size - 1) * dilation + 1)
+
+    firsts = behind.keys() - {id(consumer) for consumer in behind.values()}
+    read = {key: (side(sliding[key], 0), side(sliding[key], 1)) for key in firsts}
+    return {key: sides for key, sides in read.items() if sides != sliding[key].input.shape[1:3]}
+
+
+def _slides(layer: Layer) -> bool:
+    """Whether the layer computes each pixel from one window of its input's, and nothing else."""
+    from keras import layers
+
+    return (
+        type(layer) in (layers.Conv2D, layers.MaxPooling2D, layers.AveragePooling2D)
+        and layer.padding == "valid"
+        and layer.data_format == "channels_last"
+        and layer.activity_regularizer is None
+        and None not in layer.input.shape[1:3]
+    )
+
+
+def _windows(layer: Layer) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Size, stride and dilation of a layer's windows, in pixels, along height and width."""
+    from keras import layers
+
+    if type(layer) is layers.Conv2D:
+        return layer.kernel_size, layer.strides, layer.dilation_rate
+    return layer.pool_size, layer.strides, (1, 1)
+
+
+def _call_on(sides: tuple[int, int], call: Callable[..., Any], x: Any, **kwargs: Any) -> Any:
+    """Call a layer on the first rows and columns of its input."""
+    height, width = sides
+    return call(x[:, :height, :width, :], **kwargs)
+
+
+def _fewer_products(model: Any) -> Rewrites:
+    """Convolutions of 3 x 3 windows as products at points (`nightfold.winograd`)."""
+    from keras import layers
+
+    def call(layer: Layer, x: Any) -> Any:
+        import tensorflow as tf
+
+        if not _winograd_pays(layer, x):
+            return layer(x)
+        y = _convolve(layer, x)
+        if layer.use_bias:
+            y = tf.nn.bias_add(y, layer.bias)
+        return layer.activation(y) if layer.activation is not None else y
+
+    return {
+        id(layer): partial(call, layer)
+        for layer in model.layers
+        if type(layer) is layers.Conv2D
+        and _is_plain(layer)
+        and layer.data_format == "channels_last"
+        and layer.activity_regularizer is None
+    }
+
+
+def _convolve(layer: Layer, x: Any) -> Any:
+    """A convolution without its bias."""
+    import tensorflow as tf
+
+    if not _winograd_pays(layer, x):
+        return layer.convolution_op(x, layer.kernel)
+    kernel = tf.convert_to_tensor(layer.kernel)
+    y = winograd.convolve(x, kernel, padded=layer.padding == "same")
+    return _exact_zeros(y, layer.bias) if layer.use_bias else y
+
+
+def _exact_zeros(y: Any, bias: Any) -> Any:
+    """Zeros in place of what is only rounding, as long as a bias is exactly zero.
+
+    Biases are zero before the first step. ReLU passes no gradient at zero, but does just above it:
+    under a window of zeros, of which the margins of digits are full, rounding alone would decide
+    what the biases learn in that step, and after it every weight.
+    """
+    import tensorflow as tf
+
+    at_zero = tf.reduce_any(tf.convert_to_tensor(bias) == 0)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def run(y: Any) -> tuple[Any, Callable[[Any], Any]]:
+        def rounded() -> Any:
+            size = tf.abs(y)
+            least = 2**6 * np.finfo(y.dtype.as_numpy_dtype).eps * tf.reduce_max(size)
+            return tf.where(size < least, tf.zeros_like(y), y)
+
+        return tf.cond(at_zero, rounded, lambda: y), lambda dy: dy
+
+    return run(y)
+
+
+def _winograd_pays(layer: Layer, x: Any) -> bool:
+    """Whether the layer slides 3 x 3 windows over what is best computed tile by tile.
+
+    A GPU has libraries that choose among such ways themselves.
+    """
+    import tensorflow as tf
+
+    _, height, width, channels = x.shape
+    return (
+        (layer.kernel_size, layer.strides, layer.dilation_rate, layer.groups)
+        == ((3, 3), (1, 1), (1, 1), 1)
+        and None not in (height, width)
+        and winograd.pays(height, width, channels, layer.filters, padded=layer.padding == "same")
+        and not tf.config.list_logical_devices("GPU")
+    )
 
 
 def _bias_behind_pooling(model: Any) -> Rewrites:
@@ -80,13 +220,10 @@ def _bias_behind_pooling(model: Any) -> Rewrites:
         ):
             continue
 
-        def convolve(x: Any, layer: Layer = convolution) -> Any:
-            return layer.convolution_op(x, layer.kernel)
-
         def pool(x: Any, layer: Layer = pooling, bias: Any = convolution.bias) -> Any:
             return tf.nn.relu(tf.nn.bias_add(layer(x), bias))
 
-        rewrites |= {id(convolution): convolve, id(pooling): pool}
+        rewrites |= {id(convolution): partial(_convolve, convolution), id(pooling): pool}
     return rewrites
 
 
