@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +32,7 @@ from benchmarks.measure import (
     ratios,
     take_turns,
 )
-from nightfold import backend
+from nightfold import backend, winograd
 
 REPEATS = 40
 """How often a part is computed in one call."""
@@ -71,8 +70,22 @@ WITHOUT = {
     "bias and ReLU before pooling": "_bias_behind_pooling",
     "Keras's batch normalisation": "_fused_batch_norm",
     "input gradient against the transposed kernel": "_wide_dense",
+    "pixels that nobody reads": "_pixels_read",
+    "convolutions without Winograd's filtering": "_winograd_pays",
 }
 """Rewrites of `nightfold.forward`, each switched off in turn."""
+
+CONVOLUTIONS = (
+    (10, 64, 64, 32),
+    (12, 32, 64, 32),
+    (12, 24, 32, 128),
+    (18, 64, 64, 32),
+    (26, 32, 64, 32),
+    (6, 128, 128, 32),
+    (8, 16, 16, 32),
+    (34, 32, 32, 32),
+)
+"""Pixels a side, channels, filters, batch: those of the zoo first, then larger and smaller ones."""
 
 Part = Callable[[], Any]
 
@@ -127,27 +140,20 @@ def first_convolution(batch: int = 32) -> dict[str, Part]:
     }
 
 
-def wide_convolution(side: int, channels: int, gradients: bool, batch: int = 32) -> dict[str, Part]:
-    """Ways to compute a 3x3 convolution from `side` pixels to two fewer, a multiple of three."""
+def wide_convolution(side: int, channels: int, filters: int, batch: int = 32) -> dict[str, Part]:
+    """Ways to compute a 3x3 convolution of so many pixels a side, and its gradients."""
     import tensorflow as tf
 
     draw = np.random.default_rng(0)
     x = tf.Variable(draw.random((batch, side, side, channels), dtype=np.float32))
-    drawn = draw.normal(size=(3, 3, channels, channels), scale=0.05)
+    drawn = draw.normal(size=(3, 3, channels, filters), scale=0.05)
     kernel = tf.Variable(drawn.astype(np.float32))
-    dy = tf.constant(draw.normal(size=(batch, side - 2, side - 2, channels)).astype(np.float32))
+    dy = tf.constant(draw.normal(size=(batch, side - 2, side - 2, filters)).astype(np.float32))
 
-    def alone(forward: Part) -> Part:
-        def run() -> Any:
-            kernel.assign_sub(1e-9 * kernel)
-            return forward()[0, 0, 0, 0]
-
-        return run
-
-    def differentiated(forward: Part) -> Part:
+    def differentiated(forward: Callable[[Any, Any], Any]) -> Part:
         def run() -> Any:
             with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(forward() * dy)
+                loss = tf.reduce_sum(forward(x, kernel) * dy)
             for variable, gradient in zip(
                 (x, kernel), tape.gradient(loss, [x, kernel]), strict=True
             ):
@@ -156,45 +162,18 @@ def wide_convolution(side: int, channels: int, gradients: bool, batch: int = 32)
 
         return run
 
-    ways: dict[str, Part] = {
-        "direct (kept)": lambda: tf.nn.conv2d(x, kernel, 1, "VALID"),
-        "Winograd F(3x3, 3x3) as products": lambda: winograd(x, kernel),
-    }
-    measured = differentiated if gradients else alone
-    return {name: measured(forward) for name, forward in ways.items()}
+    def products(x: Any, kernel: Any) -> Any:
+        return winograd.convolve(x, tf.convert_to_tensor(kernel), padded=False)
 
+    def direct(x: Any, kernel: Any) -> Any:
+        return tf.nn.conv2d(x, kernel, 1, "VALID")
 
-def winograd(x: Any, kernel: Any) -> Any:
-    """A 3x3 convolution as 25 products, one a point, in tiles of 3x3 pixels.
-
-    Winograd's minimal filtering F(3x3, 3x3) at the points 0, 1, -1, 2 and infinity: A. Lavin and
-    S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, equation 8.
-    """
-    import tensorflow as tf
-    from numpy.polynomial.polynomial import polyfromroots
-
-    points = np.array([0.0, 1.0, -1.0, 2.0])
-    a, g, b = np.zeros((5, 3)), np.zeros((5, 3)), np.zeros((5, 5))
-    for row, point in enumerate(points):
-        others = np.delete(points, row)
-        a[row], g[row] = point ** np.arange(3), point ** np.arange(3) / np.prod(point - others)
-        b[row, :4] = polyfromroots(others)
-    a[4, 2] = g[4, 2] = 1
-    b[4] = polyfromroots(points)
-    outputs, filters, inputs = (tf.constant(np.kron(m, m), tf.float32) for m in (a, g, b))
-    n, side, _, c = x.shape
-    t = (side - 2) // 3
-    tiles = [
-        (3 * ty + i) * side + 3 * tx + j
-        for i, j, ty, tx in product(range(5), range(5), range(t), range(t))
-    ]
-    pixels = tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [side * side, n * c])
-    data = tf.matmul(inputs, tf.reshape(tf.gather(pixels, tiles), [25, t * t * n * c]))
-    weights = tf.matmul(filters, tf.reshape(kernel, [9, c * c]))
-    products = tf.reshape(data, [25, t * t * n, c]) @ tf.reshape(weights, [25, c, c])
-    y = tf.matmul(outputs, tf.reshape(products, [25, t * t * n * c]), transpose_a=True)
-    y = tf.transpose(tf.reshape(y, [3, 3, t, t, n, c]), [4, 2, 0, 3, 1, 5])
-    return tf.reshape(y, [n, 3 * t, 3 * t, c])
+    ways = {"Winograd's filtering": products, "convolution": direct}
+    kept = "Winograd's filtering"
+    if not winograd.pays(side, side, channels, filters, padded=False):
+        kept = "convolution"
+    order = sorted(ways, key=lambda name: name != kept)
+    return {f"{n} (kept)" if n == kept else n: differentiated(ways[n]) for n in order}
 
 
 def dense_input_gradient(batch: int, n_in: int, n_out: int) -> dict[str, Part]:
@@ -285,7 +264,7 @@ def time_steps(snapshot: Path, without: str) -> dict[str, float]:
     from nightfold.training import train
 
     if without:
-        setattr(forward, without, lambda _model: {})
+        setattr(forward, without, lambda *_: {})
     dataset = Dataset.open(snapshot)
     rows = np.arange(len(dataset.train))
     found = {}
@@ -331,9 +310,12 @@ def main(
         return
     backend.start()
     parts = {
-        "3x3, 64 channels, 11x11 pixels": wide_convolution(11, 64, gradients=False),
-        "3x3, 64 channels, 11x11 pixels, gradients": wide_convolution(11, 64, gradients=True),
-        "3x3, 32 channels, 26x26 pixels, gradients": wide_convolution(26, 32, gradients=True),
+        f"3x3, {channels} to {filters} channels, {side}x{side} pixels, batch {batch}": (
+            wide_convolution(side, channels, filters, batch)
+        )
+        for side, channels, filters, batch in CONVOLUTIONS
+    }
+    parts |= {
         "first block of the tutorial, batch 32": first_convolution(),
         "dense 5408 to 100, input gradient, batch 32": dense_input_gradient(32, 5408, 100),
         "dense 3136 to 3136, input gradient, batch 32": dense_input_gradient(32, 3136, 3136),

@@ -3,21 +3,24 @@
 import numpy as np
 import pytest
 
+from benchmarks.variants import dense_input_gradient, first_convolution, wide_convolution
 from nightfold import backend
 
 pytestmark = pytest.mark.slow
 
+PARTS = {
+    "first block": lambda: first_convolution(batch=4),
+    "convolution of many channels": lambda: wide_convolution(10, 64, 64, batch=4),
+    "convolution of few channels": lambda: wide_convolution(12, 8, 4, batch=4),
+    "dense layer": lambda: dense_input_gradient(4, 300, 20),
+}
 
-@pytest.mark.parametrize("side", [11, 26])
-def test_winograds_filtering_is_a_convolution(side):
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_all_ways_of_a_part_give_the_same(part):
     backend.start()
-    import tensorflow as tf
-
-    from benchmarks.variants import winograd
-
-    draw = np.random.default_rng(0)
-    x = tf.constant(draw.random((2, side, side, 8), dtype=np.float32))
-    kernel = tf.constant(draw.normal(size=(3, 3, 8, 8)).astype(np.float32))
-    direct = tf.nn.conv2d(x, kernel, 1, "VALID")
-    np.testing.assert_allclose(winograd(x, kernel), direct, atol=1e-4)
-    assert float(tf.math.reduce_std(direct)) > 1
+    ways = part()
+    assert sum(name.endswith("(kept)") for name in ways) == 1
+    results = [float(way()) for way in ways.values()]
+    assert abs(results[0]) > 1e-3
+    np.testing.assert_allclose(results[1:], results[0], rtol=1e-3)
