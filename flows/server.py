@@ -8,6 +8,7 @@ without the UI, and keeps its data in the user's Prefect home like any other.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import re
@@ -18,13 +19,22 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from nightfold.errors import NightfoldError
 
 STOP = signal.SIGUSR1
 """How the command ends its server; nobody else sends it."""
+
+PAUSES = (0.02, 0.05, 0.1, 0.2)
+"""Seconds before a request that was refused for the moment is tried again."""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -126,12 +136,60 @@ def serve(listener: int, command: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    config = uvicorn.Config(
-        create_app(ephemeral=True, final=True), log_level="error", lifespan="on"
-    )
-    server = uvicorn.Server(config)
+    app = trying_again(create_app(ephemeral=True, final=True))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
     signal.signal(STOP, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[socket.socket(fileno=listener)])
+
+
+def trying_again(app: Application) -> Application:
+    """An application that tries what it cannot serve at this moment a few times more.
+
+    Prefect's server answers 503 when a transaction finds that another one has written to SQLite
+    since it began, which is over at once. Its clients take that for an overload and wait for two
+    seconds, before every second fold or so.
+
+    Parameters
+    ----------
+    app : callable
+        ASGI application; requests it has answered with 503 have changed nothing.
+
+    Returns
+    -------
+    callable
+        The same application but for HTTP requests, which get its 503 only after `PAUSES`.
+    """
+
+    async def served(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        received: list[Message] = []
+        while not received or received[-1].get("more_body"):
+            received.append(await receive())
+        for pause in (*PAUSES, None):
+            waiting = iter(received)
+            refused = False
+
+            async def again(waiting: Iterator[Message] = waiting) -> Message:
+                return next(waiting, None) or await receive()
+
+            async def answer(message: Message, last: bool = pause is None) -> None:
+                nonlocal refused
+                refused = refused or (message.get("status") == 503 and not last)
+                if not refused:
+                    await send(message)
+
+            try:
+                await app(dict(scope), again, answer)
+            except Exception:  # raised for the server's log behind the answer to it
+                if not refused:
+                    raise
+            if not refused or pause is None:
+                return
+            await asyncio.sleep(pause)
+
+    return served
 
 
 def _end_with(command: int) -> None:
