@@ -276,7 +276,7 @@ class _Training:
             )
         else:
             self.train_rows = epoch_graph(
-                self.model, self.optimizer, self.candidate, self.sources, self.seed
+                self.model, self.optimizer, self.candidate, self.sources, self.seed, len(self.rows)
             )
         self.scored: tuple[NDArray[np.float32], float | None] | None = None
 
