@@ -279,8 +279,8 @@ def test_the_champion_defends_its_place_on_folds_that_are_there_already(settings
 
 def test_a_cached_fold_whose_files_are_gone_is_trained_again(settings, night):
     artifacts, summary, _ = night
-    victim = sorted((artifacts / "folds").glob("*/result.json"))[0].parent
-    (victim / "probabilities.npy").unlink()
+    jobs = json.loads((artifacts / "runs" / summary.run_id / "jobs.json").read_text())
+    (Path(jobs[0]["folder"]) / "probabilities.npy").unlink()
     state = evaluate(settings(artifacts), return_state=True)
     states = [run.state.name for run in task_runs(state) if run.name.startswith("train ")]
     assert sorted(states) == ["Cached", "Cached", "Cached", "Completed"]

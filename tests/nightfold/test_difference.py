@@ -15,6 +15,7 @@ from nightfold.scaling import Scaler
 from nightfold.statistics import corrected_resampled_t, corrected_unpaired_t
 from nightfold.store import Store, sha256_file, write_json
 from nightfold.summary import DatasetFacts
+from nightfold.training import ENGINE
 
 FIRST = datetime(2026, 11, 20, 2, tzinfo=UTC)
 SLOW = Candidate(name="dense", architecture="dense", epochs=2)
@@ -249,7 +250,7 @@ def test_the_part_of_the_code_is_the_old_recipe_trained_anew(store, night, accur
     assert corner.letters == "BAAA"
     train(corner, accuracies[2])
     steps = steps_of(answer(question))
-    assert steps["code"].what == ("engine 1 -> 2",)
+    assert steps["code"].what == (f"engine 1 -> {ENGINE}",)
     assert steps["code"].difference == pytest.approx(accuracies[2].mean() - accuracies[0].mean())
     assert steps["seed"].difference == pytest.approx(accuracies[1].mean() - accuracies[2].mean())
 
