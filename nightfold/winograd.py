@@ -117,10 +117,8 @@ def _minimal_filtering(tile: int) -> tuple[Matrix, Matrix, Matrix]:
     return a.T, g, b
 
 
-def pays(
-    height: int, width: int, channels: int, filters: int, *, padded: bool, below: float = 0.8
-) -> bool:
-    """Whether a convolution and its gradients are expected to be faster this way.
+def pays(height: int, width: int, channels: int, filters: int, *, padded: bool) -> bool:
+    """Whether a convolution and its gradients are expected to take at most 0.8 times as long so.
 
     Counted are multiplications: those of products against those of the convolution itself cost
     5/3, as they are many small products of matrices, and those of the way there and back 1. These
@@ -133,8 +131,6 @@ def pays(
         Of the images that are convolved.
     filters : int
     padded : bool
-    below : float
-        Largest expected time, in times of the convolution itself.
     """
     if min(height, width) < (1 if padded else 3):
         return False
@@ -144,7 +140,7 @@ def pays(
     there = len(down.cut) * width * (height + len(across.cut)) * channels
     back = down.tile * across.points * (down.points + across.tile)
     moved = there + back * down.tiles * across.tiles * filters
-    return 5 / 3 * points * channels * filters + moved < below * direct
+    return 5 / 3 * points * channels * filters + moved < 0.8 * direct
 
 
 def convolve(images: Any, kernel: Any, *, padded: bool) -> Any:
