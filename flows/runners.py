@@ -128,6 +128,7 @@ def start_worker(flow: int, server: int | None) -> None:
     # its logs by then: its threads end before exit handlers are called.
     atexit.register(os._exit, 0)
     threading.Thread(target=_die_with, args=(flow, server), daemon=True).start()
+    backend.leave_out_extras()
     backend.start()
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from nightfold.errors import NightfoldError
+from nightfold.imports import few_collections
 
 STOP = signal.SIGUSR1
 """How the command ends its server; nobody else sends it."""
@@ -133,8 +134,11 @@ def serve(listener: int, command: int) -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=_end_with, args=(command,), daemon=True).start()
-    import uvicorn
-    from prefect.server.api.server import create_app
+    # Python would take two seconds to take all modules apart, and the command waits for them.
+    atexit.register(os._exit, 0)
+    with few_collections():
+        import uvicorn
+        from prefect.server.api.server import create_app
 
     app = trying_again(create_app(ephemeral=True, final=True))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))

@@ -13,6 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from nightfold.errors import NightfoldError
+from nightfold.imports import few_collections, hidden
+
+_EXTRAS = ("matplotlib", "pandas", "sklearn")
+"""What Keras imports if it is there: for plots, data frames and wrappers, never to train."""
+
+_left_out: list[str] = []
+
+
+def leave_out_extras() -> None:
+    """Let `start` load TensorFlow and Keras alone, in little more than half of the time.
+
+    For a process that trains or predicts and does nothing else: Keras takes matplotlib, pandas and
+    scikit-learn for not installed. Other code may import them afterwards.
+    """
+    _left_out[:] = _EXTRAS
 
 
 def start() -> None:
@@ -28,7 +43,7 @@ def start() -> None:
         # every score; without a place for it Keras neither reads nor writes one.
         os.environ.setdefault("KERAS_HOME", os.devnull)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        with _silent_stderr():
+        with _silent_stderr(), hidden(_left_out), few_collections():
             importlib.import_module("tensorflow")
     import tensorflow as tf
 

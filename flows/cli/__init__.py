@@ -8,6 +8,9 @@ once.
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
 import signal
 import sys
 import threading
@@ -39,11 +42,40 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # What a terminal has no letters for, such as a name that cannot be decoded, is escaped.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    ending = _Ending()
     try:
         app()
     except NightfoldError as error:
         tell(f"nightfold: {error}")
+        ending.exit_code = error.exit_code
         sys.exit(error.exit_code)
+    except SystemExit as exited:
+        ending.exit_code = exited.code if isinstance(exited.code, int) else bool(exited.code)
+        raise
+
+
+class _Ending:
+    """End this process for good once its exit handlers have run.
+
+    Python would then take thousands of modules apart, one object after the other, for seconds
+    behind a night and half a second behind a prediction.
+    """
+
+    exit_code: int = 1
+    """Of what nobody has caught, until it is known better."""
+
+    def __init__(self) -> None:
+        atexit.register(self.leave)  # handlers run last in, first out
+
+    def leave(self) -> None:
+        """What Python does at its end that others see, and no more."""
+        logging.shutdown()
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        except OSError:
+            return  # Python says what is wrong, and ends with its own exit code
+        os._exit(self.exit_code)
 
 
 def _signal_again(lost: sys.UnraisableHookArgs) -> None:

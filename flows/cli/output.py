@@ -8,13 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from nightfold.errors import NightfoldError
+
 if TYPE_CHECKING:
     from nightfold.summary import Summary
 
 
 def say(text: str) -> None:
-    """A line of the result."""
-    typer.echo(text)
+    """A line of the result.
+
+    Raises
+    ------
+    NightfoldError
+        If standard output takes nothing, as on a full disk.
+    """
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise  # whoever read it has seen enough
+    except OSError as error:
+        raise NightfoldError(
+            f"Standard output could not be written ({error.strerror}): make room or send it "
+            "elsewhere."
+        ) from error
 
 
 def tell(text: str) -> None:
@@ -24,7 +40,7 @@ def tell(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """The result as one JSON document."""
-    typer.echo(json.dumps(value, indent=2))
+    say(json.dumps(value, indent=2))
 
 
 def show_outcome(summary: Summary, folder: Path) -> None:

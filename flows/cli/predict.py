@@ -40,10 +40,12 @@ def predict(
     for path in images:
         if not path.exists():
             raise UsageError(f"There is no image {path}: check the path.")
+    from nightfold import backend
     from nightfold.prediction import classify
     from nightfold.registry import Registry
     from nightfold.store import Store
 
+    backend.leave_out_extras()
     bundle = Registry(Store(artifacts)).load(model)
     results = classify(images, bundle)
     if as_json:

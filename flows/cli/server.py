@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nightfold.errors import NightfoldError, UsageError
+from nightfold.imports import few_collections
 
 
 def prepare_prefect(workers: int = 0) -> None:
@@ -65,8 +66,9 @@ def _start_server(workers: int) -> None:
 
 def _get_ready(workers: int, in_vain: threading.Event) -> None:
     """Import what the night will need, then let a first worker load TensorFlow."""
-    for module in ("flows.retrain", "great_expectations", "sklearn.model_selection"):
-        importlib.import_module(module)
+    with few_collections():
+        for module in ("flows.retrain", "great_expectations", "sklearn.model_selection"):
+            importlib.import_module(module)
     if workers and not in_vain.is_set():
         from flows.runners import start_ahead
 
