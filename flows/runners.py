@@ -7,6 +7,7 @@ retry of the flow gets a new one, and a night is one flow run in the UI.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from nightfold import backend
 from nightfold.errors import UsageError
 from nightfold.experiment import Runner
+from nightfold.imports import few_collections
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def _without_exit(job: Callable[..., Any], *arguments: Any, **options: Any) -> A
 
 
 def start_worker(flow: int, server: int | None) -> None:
-    """Prepare a worker process: load TensorFlow, leave interrupts to the flow, and die with it.
+    """Prepare a worker process: load what folds need, leave interrupts to the flow, and die with it.
 
     Parameters
     ----------
@@ -130,6 +132,9 @@ def start_worker(flow: int, server: int | None) -> None:
     threading.Thread(target=_die_with, args=(flow, server), daemon=True).start()
     backend.leave_out_extras()
     backend.start()
+    with few_collections():
+        for module in ("prefect.task_engine", "tasks.train"):
+            importlib.import_module(module)
 
 
 def _die_with(flow: int, server: int | None) -> None:

@@ -136,14 +136,14 @@ def serve(listener: int, command: int) -> None:
     threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     # Python would take two seconds to take all modules apart, and the command waits for them.
     atexit.register(os._exit, 0)
-    with few_collections():
+    with few_collections():  # a new database takes hundreds of migrations
         import uvicorn
         from prefect.server.api.server import create_app
 
-    app = trying_again(create_app(ephemeral=True, final=True))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-    signal.signal(STOP, lambda *_: setattr(server, "should_exit", True))
-    server.run(sockets=[socket.socket(fileno=listener)])
+        app = trying_again(create_app(ephemeral=True, final=True))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+        signal.signal(STOP, lambda *_: setattr(server, "should_exit", True))
+        server.run(sockets=[socket.socket(fileno=listener)])
 
 
 def trying_again(app: Application) -> Application:

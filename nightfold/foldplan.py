@@ -236,7 +236,7 @@ class FoldPlan:
             appear exactly once per repeat, or a fold is empty.
         """
         try:
-            table = pq.read_table(path)
+            table = pq.ParquetFile(path).read()  # read_table would import pandas
             about = {
                 key.decode().removeprefix("nightfold."): value.decode()
                 for key, value in (table.schema.metadata or {}).items()
@@ -315,13 +315,14 @@ def _assignment(table: pa.Table, repeats: int, folds: int) -> NDArray[np.int32]:
     n_rows = len(table) // repeats
     if not 1 <= folds <= n_rows:
         raise ValueError(f"its {n_rows} rows cannot be {folds} folds")
+    # As to_numpy does, which would import pandas for it.
+    repeat, row, fold = (
+        np.from_dlpack(table[name].combine_chunks()) for name in ("repeat", "row", "fold")
+    )
     repeat_column, row_column = _grid(repeats, n_rows)
-    if not (
-        np.array_equal(table["repeat"].to_numpy(), repeat_column)
-        and np.array_equal(table["row"].to_numpy(), row_column)
-    ):
+    if not (np.array_equal(repeat, repeat_column) and np.array_equal(row, row_column)):
         raise ValueError("not every row appears once per repeat")
-    assignment: NDArray[np.int32] = table["fold"].to_numpy().reshape(repeats, n_rows) - np.int32(1)
+    assignment: NDArray[np.int32] = fold.reshape(repeats, n_rows) - np.int32(1)
     if not all(np.array_equal(np.unique(folds_), np.arange(folds)) for folds_ in assignment):
         raise ValueError(f"not every one of its {folds} folds has rows")
     assignment.setflags(write=False)
