@@ -22,7 +22,7 @@ from nightfold.experiment import Candidate
 from nightfold.forward import training_pass
 from nightfold.optimization import apply_step
 
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 128
 
 RESIDENT_BYTES = 2**28
 """Pixels up to here may stay in a process's memory map; of more, pages are given back."""

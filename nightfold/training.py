@@ -36,7 +36,7 @@ from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
 
-ENGINE = 3
+ENGINE = 4
 """Part of every result's key: raise it when the same candidate would give other numbers."""
 
 

@@ -9,11 +9,11 @@ from nightfold.zoo import architecture
 
 @architecture
 def swift(images: Any, n_classes: int) -> Any:
-    """24 filters 5x5 and 32 filters 3x3, each pooled and normalised, then 256 units."""
+    """16 filters 5x5 and 32 filters 3x3, each pooled and normalised, then 256 units."""
     from keras import layers
 
     x = images
-    for filters, size in ((24, 5), (32, 3)):
+    for filters, size in ((16, 5), (32, 3)):
         x = layers.Conv2D(filters, size, activation="relu", kernel_initializer="he_uniform")(x)
         x = layers.MaxPooling2D(2)(x)
         x = layers.BatchNormalization()(x)
