@@ -116,7 +116,7 @@ def _without_exit(job: Callable[..., Any], *arguments: Any, **options: Any) -> A
 
 
 def start_worker(flow: int, server: int | None) -> None:
-    """Prepare a worker process: load what folds need, leave interrupts to the flow, and die with it.
+    """Prepare a worker process: load what folds need, leave interrupts to the flow, die with it.
 
     Parameters
     ----------

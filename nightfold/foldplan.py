@@ -322,7 +322,7 @@ def _assignment(table: pa.Table, repeats: int, folds: int) -> NDArray[np.int32]:
     repeat_column, row_column = _grid(repeats, n_rows)
     if not (np.array_equal(repeat, repeat_column) and np.array_equal(row, row_column)):
         raise ValueError("not every row appears once per repeat")
-    assignment: NDArray[np.int32] = fold.reshape(repeats, n_rows) - np.int32(1)
+    assignment = fold.astype(np.int32).reshape(repeats, n_rows) - np.int32(1)
     if not all(np.array_equal(np.unique(folds_), np.arange(folds)) for folds_ in assignment):
         raise ValueError(f"not every one of its {folds} folds has rows")
     assignment.setflags(write=False)

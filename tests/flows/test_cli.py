@@ -215,6 +215,56 @@ cli.main()
     assert done.returncode == exit_code
 
 
+def test_the_end_runs_exit_handlers_and_loses_nothing_and_takes_nothing_apart():
+    code = """
+import atexit, sys
+from flows import cli
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+kept = Kept()
+kept.itself = kept
+
+@cli.app.command()
+def leave():
+    atexit.register(print, "handled")
+    print("said", end=" ")
+    sys.exit(7)
+
+cli.main()
+"""
+    command = [sys.executable, "-c", code, "leave"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "said handled\n", "")
+
+
+def test_an_error_nobody_has_foreseen_ends_in_1_and_says_where():
+    code = "from flows import cli\n@cli.app.command()\ndef err():\n    1 / 0\ncli.main()"
+    command = [sys.executable, "-c", code, "err"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_sentence(small_idx, tmp_path):
+    arguments = ("plan", "--dataset", f"idx:{small_idx}", "--artifacts", tmp_path / "a")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [NIGHTFOLD, *map(str, arguments)],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    assert "Standard output could not be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_plan_is_told_without_a_night_before_it(small_idx, tmp_path):
     done = run("plan", "--dataset", f"idx:{small_idx}", "--artifacts", tmp_path / "a")
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,8 @@ from flows.runners import make_runner
 
 @task
 def look(folder, seconds):
-    seen = {"server": PREFECT_API_URL.value(), "tensorflow": "tensorflow" in sys.modules}
+    seen = {"server": PREFECT_API_URL.value()}
+    seen |= {name: name in sys.modules for name in ("tensorflow", "pandas", "matplotlib")}
     Path(folder, f"{os.getpid()}.part").write_text(json.dumps(seen))
     Path(folder, f"{os.getpid()}.part").rename(Path(folder, f"{os.getpid()}.json"))
     time.sleep(seconds)
@@ -109,6 +110,9 @@ def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flo
     for worker in seen:
         assert worker["server"].rstrip("/") == server
         assert worker["tensorflow"]
+        # These would take a second that no fold needs.
+        assert not worker["pandas"]
+        assert not worker["matplotlib"]
 
 
 @slow

@@ -46,3 +46,22 @@ def test_settings_in_the_home_do_not_change_scores(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "float32"
+
+
+def test_a_process_that_only_trains_loads_no_extras_and_may_import_them_later():
+    code = (
+        "import sys\nfrom nightfold import backend\nbackend.leave_out_extras()\nbackend.start()\n"
+        "extras = ['matplotlib', 'pandas', 'sklearn']\n"
+        "print([name for name in extras if name in sys.modules], end=' ')\n"
+        "import keras, matplotlib.pyplot, pandas, sklearn.base\n"
+        "print(pandas.DataFrame({'x': [keras.ops.sum([1, 2])]}).x[0].numpy())"
+    )
+    assert threads_after(code) == "[] 3"
+
+
+def test_whoever_uses_keras_beside_nightfold_has_all_of_it():
+    code = (
+        "from nightfold import backend\nbackend.start()\nimport keras\n"
+        "print(keras.wrappers.SKLearnClassifier(keras.Sequential()).__sklearn_tags__ is not None)"
+    )
+    assert threads_after(code) == "True"

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +184,14 @@ def test_missing_labels_cannot_be_stratified(tmp_path: Path) -> None:
     dataset = snapshot(tmp_path, np.arange(50), labels)
     with pytest.raises(DataRefused, match="not whole numbers"):
         FoldPlan.build(PlanChoice(scheme="stratified"), dataset)
+
+
+def test_a_worker_reads_a_plan_without_pandas(digits: Dataset, tmp_path: Path) -> None:
+    path = FoldPlan.build(PlanChoice(folds=5, seed=1), digits).save(tmp_path)
+    code = (
+        "import sys\nfrom nightfold.foldplan import FoldPlan\n"
+        "print(FoldPlan.open(sys.argv[1]).folds, 'pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "5 False\n"
