@@ -136,14 +136,19 @@ def serve(listener: int, command: int) -> None:
     threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     # Python would take two seconds to take all modules apart, and the command waits for them.
     atexit.register(os._exit, 0)
-    with few_collections():  # a new database takes hundreds of migrations
+    with few_collections():
         import uvicorn
         from prefect.server.api.server import create_app
 
-        app = trying_again(create_app(ephemeral=True, final=True))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-        signal.signal(STOP, lambda *_: setattr(server, "should_exit", True))
-        server.run(sockets=[socket.socket(fileno=listener)])
+    class Starting(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            with few_collections():  # a new database takes over a hundred migrations
+                await super().startup(sockets)
+
+    app = trying_again(create_app(ephemeral=True, final=True))
+    server = Starting(uvicorn.Config(app, log_level="error", lifespan="on"))
+    signal.signal(STOP, lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[socket.socket(fileno=listener)])
 
 
 def trying_again(app: Application) -> Application:

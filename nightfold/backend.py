@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -20,12 +21,15 @@ _EXTRAS = ("matplotlib", "pandas", "sklearn")
 
 _left_out: list[str] = []
 
+_loading = threading.Lock()
+
 
 def leave_out_extras() -> None:
     """Let `start` load TensorFlow and Keras alone, in little more than half of the time.
 
-    For a process that trains or predicts and does nothing else: Keras takes matplotlib, pandas and
-    scikit-learn for not installed. Other code may import them afterwards.
+    To be called before it, in a process that trains or predicts and does nothing else: Keras takes
+    matplotlib, pandas and scikit-learn for not installed, as long as the process lives. Other code
+    may import them afterwards.
     """
     _left_out[:] = _EXTRAS
 
@@ -37,14 +41,15 @@ def start() -> None:
     its log level; that stream is closed for the moment of the import, so that progress and errors
     are all a user sees there. A process that has computed before keeps its threads.
     """
-    if "tensorflow" not in sys.modules:
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-        # A keras.json in the home may change the float type or the order of axes, and with them
-        # every score; without a place for it Keras neither reads nor writes one.
-        os.environ.setdefault("KERAS_HOME", os.devnull)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        with _silent_stderr(), hidden(_left_out), few_collections():
-            importlib.import_module("tensorflow")
+    with _loading:  # folds in threads come here side by side
+        if "tensorflow" not in sys.modules:
+            os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+            # A keras.json in the home may change the float type or the order of axes, and with them
+            # every score; without a place for it Keras neither reads nor writes one.
+            os.environ.setdefault("KERAS_HOME", os.devnull)
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            with _silent_stderr(), hidden(_left_out), few_collections():
+                importlib.import_module("tensorflow")
     import tensorflow as tf
 
     if threads() == 1:

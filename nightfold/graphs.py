@@ -23,6 +23,7 @@ from nightfold.forward import training_pass
 from nightfold.optimization import apply_step
 
 EVALUATION_BATCH = 128
+"""Rows scored at once: what a small network makes of so many stays in the processor's cache."""
 
 RESIDENT_BYTES = 2**28
 """Pixels up to here may stay in a process's memory map; of more, pages are given back."""

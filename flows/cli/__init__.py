@@ -55,14 +55,14 @@ def main() -> None:
 
 
 class _Ending:
-    """End this process for good once its exit handlers have run.
+    """End this process for good once the exit handlers registered from now on have run.
 
     Python would then take thousands of modules apart, one object after the other, for seconds
     behind a night and half a second behind a prediction.
     """
 
     exit_code: int = 1
-    """Of what nobody has caught, until it is known better."""
+    """Python's own for an exception that nobody catches, until `main` knows better."""
 
     def __init__(self) -> None:
         atexit.register(self.leave)  # handlers run last in, first out
@@ -74,7 +74,8 @@ class _Ending:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
         except OSError:
-            return  # Python says what is wrong, and ends with its own exit code
+            if not self.exit_code:
+                return  # Python says what is lost, and ends with an exit code for it
         os._exit(self.exit_code)
 
 

@@ -15,7 +15,7 @@ from flows.cli.options import (
     NightOptions,
     with_night_options,
 )
-from flows.cli.output import print_json, say, tell
+from flows.cli.output import print_json, say, show_table, tell
 from nightfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ OUTCOMES = {
     "undecided": "undecided",
     "refuse": "refused",
 }
-PIPED_WIDTH = 200
-"""Columns where there is no terminal to say how many it has."""
 
 
 @app.command(epilog="Example: `nightfold plan night --repeats 2`")
@@ -189,14 +187,14 @@ def _show_difference(found: Difference) -> None:
         steps.add_row("rest", "all that was not measured, together", f"{100 * found.rest:+.3f}")
     whole = _change(found.difference, found.low, found.high)
     steps.add_row("whole", "B less A, as recorded", *whole, found.reading)
-    _print(steps)
+    show_table(steps)
     corners = _table("code, data, candidate, seed of", "accuracy (%)", "from")
     for corner in found.corners:
         score = "" if corner.accuracy is None else f"{100 * corner.accuracy:.3f}"
         cost = "" if corner.minutes is None else f": {corner.minutes:.1f} minutes"
         corners.add_row(" ".join(corner.corner), score, f"{corner.source}{cost}")
     say("")
-    _print(corners)
+    show_table(corners)
     tell(
         "\nOne factor after the other, in this order; in another order the parts could be others. "
         "Intervals: 95 %, paired by fold where rows and folds are the same, else unpaired (Nadeau "
@@ -230,7 +228,7 @@ def _show_history(told: History) -> None:
     )
     for at, *cells in sorted(rows):
         table.add_row(f"{at:%Y-%m-%d %H:%M}", *cells)
-    _print(table)
+    show_table(table)
     tell("± is half of the 95 % interval over images; it does not cover the choice of the seed.")
 
 
@@ -280,12 +278,12 @@ def _show(outlook: Outlook) -> None:
             *_points(effort.detectable),
         )
     efforts.add_row("any number", "", "", f"{100 * outlook.floor:.3f}", "")
-    _print(pairs)
+    show_table(pairs)
     hidden = len(outlook.pairs) - SHOWN_PAIRS
     if hidden > 0:
         say(f"and {hidden} more pairs that are easier to tell apart (--json has them)")
     say(f"\nMore repeats, for {outlook.pairs[0].b} against {outlook.pairs[0].a}:")
-    _print(efforts)
+    show_table(efforts)
     if outlook.look and outlook.promotion:
         say(
             f"\nTo be promoted over {outlook.look.champion} at look {outlook.look.number}: "
@@ -314,15 +312,6 @@ def _table(*columns: str, wrapped: int = 0) -> Table:
             column, justify="right" if position > wrapped else "left", no_wrap=position != wrapped
         )
     return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, markup=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    console.print(table)
 
 
 def _points(detectable: Detectable) -> tuple[str, str]:

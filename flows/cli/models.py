@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import ARTIFACTS, ArtifactsOption, JsonOption
-from flows.cli.output import print_json, say, tell
+from flows.cli.output import print_json, say, show_table, tell
 from nightfold.errors import printable
 
 app = typer.Typer(
@@ -19,7 +19,6 @@ app = typer.Typer(
 @app.command("list")
 def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFACTS) -> None:
     """List all models, newest last; the champion is marked."""
-    from rich.console import Console
     from rich.table import Table
 
     from nightfold.registry import Registry
@@ -59,7 +58,7 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
             f"{100 * v.manifest.cross_validated.mean:.3f} %",
             f"{100 * v.manifest.holdout.accuracy:.3f} %",
         )
-    Console(soft_wrap=True, markup=False).print(table)
+    show_table(table)
     tell("* champion")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +13,36 @@ import typer
 from nightfold.errors import NightfoldError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from nightfold.summary import Summary
+
+PIPED_WIDTH = 200
+"""Columns where there is no terminal to say how many it has."""
 
 
 def say(text: str) -> None:
-    """A line of the result.
-
-    Raises
-    ------
-    NightfoldError
-        If standard output takes nothing, as on a full disk.
-    """
-    try:
+    """A line of the result."""
+    with _written():
         typer.echo(text)
+
+
+def show_table(table: Table) -> None:
+    """A table of the result, as wide as the terminal or, for a program, as `PIPED_WIDTH`."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    with _written():
+        console.print(table)
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Say it in a sentence if standard output takes nothing, as on a full disk."""
+    try:
+        yield
     except BrokenPipeError:
         raise  # whoever read it has seen enough
     except OSError as error:

@@ -29,7 +29,8 @@ from flows.runners import make_runner
 @task
 def look(folder, seconds):
     seen = {"server": PREFECT_API_URL.value()}
-    seen |= {name: name in sys.modules for name in ("tensorflow", "pandas", "matplotlib")}
+    modules = ("tensorflow", "pandas", "matplotlib", "sklearn")
+    seen |= {name: name in sys.modules for name in modules}
     Path(folder, f"{os.getpid()}.part").write_text(json.dumps(seen))
     Path(folder, f"{os.getpid()}.part").rename(Path(folder, f"{os.getpid()}.json"))
     time.sleep(seconds)
@@ -113,6 +114,7 @@ def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flo
         # These would take a second that no fold needs.
         assert not worker["pandas"]
         assert not worker["matplotlib"]
+        assert not worker["sklearn"]
 
 
 @slow
