@@ -60,7 +60,7 @@ class Record(_Part):
     code : dict
         `nightfold.foldresult.code_versions` of that night.
     sources : dict
-        Digest of the source of every architecture that is the user's own, by its name.
+        Digest of the source of every architecture, by its name.
     """
 
     experiment: Experiment
@@ -74,7 +74,7 @@ class Record(_Part):
         return cls(
             experiment=experiment,
             code=code_versions(),
-            sources={name: fingerprint(name) for name in sorted(names) if ":" in name},
+            sources={name: fingerprint(name) for name in sorted(names)},
         )
 
     def write(self, folder: Path) -> None:
@@ -223,8 +223,8 @@ class Night:
 
     def code_behind(self, candidate: Candidate) -> dict[str, str | int]:
         """What the night's code was for `candidate`; a source it did not meet is today's."""
-        own = candidate.architecture
-        source = self.record.sources.get(own, fingerprint(own))
+        name = candidate.architecture
+        source = self.record.sources.get(name, fingerprint(name))
         return {"architecture_source": source, **self.record.code}
 
 

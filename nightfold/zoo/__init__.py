@@ -90,14 +90,15 @@ def import_trusted() -> tuple[str, ...]:
 
 
 def fingerprint(name: str) -> str:
-    """Digest of the source of a user's own architecture; '' for a registered one.
+    """Digest of the source file of an architecture; '' if there is none.
 
-    A registered architecture changes only with Nightfold's version, a user's own at any time; its
-    digest belongs to the key of every result made with it.
+    It belongs to the key of every result made with the architecture: the same name may be another
+    network tomorrow.
     """
     module_name, colon, _ = name.partition(":")
     if not colon:
-        return ""
+        build = architectures().get(name)
+        module_name = build.__module__ if build else ""
     try:
         spec = importlib.util.find_spec(module_name)
     except Exception:  # `find` says what is wrong with it.

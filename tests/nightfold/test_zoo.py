@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from nightfold import backend
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate
 from nightfold.model import build_model
@@ -34,6 +35,7 @@ PARAMETERS = {
 
 
 def build(name, dataset):
+    backend.start()  # before anything of TensorFlow's, for the tests that train in this process
     return build_model(Candidate(name="c", architecture=name), Scaler(name="none"), dataset, seed=1)
 
 
@@ -109,7 +111,13 @@ def test_a_changed_source_file_changes_the_fingerprint(own_module):
     before = fingerprint("my_nets:tiny")
     own_module.write_text(own_module.read_text() + "\n# changed\n")
     assert fingerprint("my_nets:tiny") != before
-    assert fingerprint("baseline") == ""
+
+
+def test_a_shipped_network_has_the_fingerprint_of_its_file():
+    """The same name may be another network in another version."""
+    assert fingerprint("baseline") == fingerprint("deep")
+    assert fingerprint("baseline") != fingerprint("swift")
+    assert fingerprint("resnet") == ""
 
 
 @pytest.mark.parametrize("name", ["resnet", "no_such_module:build", "nightfold.zoo:nothing"])
