@@ -17,7 +17,7 @@ from nightfold.errors import NightfoldError
 from nightfold.foldresult import FoldJob
 from nightfold.store import Store
 from tasks.scale import scale
-from tasks.train import announce, collect_folds, map_folds
+from tasks.train import announce, train_all
 
 
 @flow(
@@ -46,7 +46,7 @@ def diff(
             with make_runner(settings.runner, workers, settings.address) as runner:
                 jobs = [job for corner in chosen for job in jobs_of(corner, store, question.folder)]
                 announce(jobs, question.folder)
-                collect_folds(map_folds(runner, jobs))
+                train_all(runner, jobs, settings.at_once)
             difference = question.answer(minutes, workers, chosen)
             difference.write(store.run(run_b))
             return difference

@@ -52,7 +52,7 @@ from tasks.race import accuracies, race
 from tasks.report import report
 from tasks.scale import FittedScalers, scale
 from tasks.split import split
-from tasks.train import announce, collect_folds, map_folds
+from tasks.train import announce, train_all
 from tasks.validate import validate
 
 
@@ -304,7 +304,9 @@ def train_folds(
         jobs = [j for j in jobs if j.label in done or j.candidate.name not in standing.stopped]
         due = [job for job in jobs if standing.wants(job.candidate.name, job.place)]
         announce(jobs, run.folder)
-        handles = collect_folds(map_folds(runner, due), before=len(done), total=len(jobs))
+        handles = train_all(
+            runner, due, run.settings.at_once, earlier=list(done.values()), total=len(jobs)
+        )
         done |= {job.label: handle for job, handle in zip(due, handles, strict=True)}
         folds = [done[job.label] for job in jobs if job.label in done]
         if standing.until == standing.total:

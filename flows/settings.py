@@ -77,6 +77,11 @@ class Settings(BaseModel):
             return self.workers
         return cores()
 
+    @property
+    def at_once(self) -> int | None:
+        """Folds that the runner trains at once; None of a Dask scheduler, which alone knows."""
+        return None if self.runner == "dask" else self.n_workers
+
 
 def cores() -> int:
     """Cores of this process: containers and batch systems may give it fewer than there are."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -241,6 +242,36 @@ class Dataset:
             self.path / "train_images.npy", mmap_mode="c", allow_pickle=False
         )
         return pixels
+
+    def read_training_images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Copy of some training images, read from the file and not through its map.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (n,)
+            Positions in the training split.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n, height, width, channels)
+
+        Raises
+        ------
+        DataRefused
+            If the file ends before a row.
+        """
+        mapped = self.train.images
+        images = np.empty((len(rows), *mapped.shape[1:]), mapped.dtype)
+        with (self.path / "train_images.npy").open("rb", buffering=0) as file:
+            for image, row in zip(images, rows.tolist(), strict=True):
+                # The map's offset is where its array begins in the file: behind the header.
+                start = mapped.offset + row * image.nbytes  # type: ignore[attr-defined]
+                if os.preadv(file.fileno(), [image], start) != image.nbytes:
+                    raise DataRefused(
+                        f"The snapshot {self.path} ends within training image {row}: delete that "
+                        "folder and run again."
+                    )
+        return images
 
     @property
     def handle(self) -> DatasetHandle:

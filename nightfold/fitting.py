@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightfold.augmentation import augment
-from nightfold.dataset import Dataset
 from nightfold.experiment import Candidate
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ def needs_fit(model: Any) -> bool:
     return type(model).train_step is not keras.Model.train_step
 
 
-def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, dataset: Dataset, seed: int) -> Any:
+def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, seed: int) -> Any:
     """Function that trains one epoch; same arguments and results as `graphs.epoch_graph`.
 
     Parameters
@@ -34,16 +33,17 @@ def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, dataset: Dataset
     model : keras.Model
     optimizer : keras.optimizers.Optimizer
     candidate : Candidate
-    dataset : Dataset
     seed : int
         Of the augmentation.
 
     Returns
     -------
     callable
-        ``(order, rates, first_step)`` in, summed loss and number of rows predicted right out.
+        ``(*Rows.of(order), rates, first_step)`` in, summed loss and number of rows predicted
+        right out.
     """
     import keras
+    import tensorflow as tf
 
     log.warning(
         "%s has a train step of its own and is trained through Keras's fit, which is slower.",
@@ -55,25 +55,22 @@ def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, dataset: Dataset
         metrics=["sparse_categorical_accuracy"],
     )
 
-    def epoch(order: Any, rates: Any, first_step: Any) -> tuple[float, float]:
+    def epoch(
+        images: Any, labels: Any, order: Any, rates: Any, first_step: Any
+    ) -> tuple[float, float]:
         order, rates = np.asarray(order), np.asarray(rates)
 
         class Batches(keras.utils.PyDataset):  # type: ignore[misc]
             def __len__(self) -> int:
                 return len(rates)
 
-            def __getitem__(self, i: int) -> tuple[Any, NDArray[np.int64]]:
+            def __getitem__(self, i: int) -> tuple[Any, NDArray[np.int32]]:
                 optimizer.learning_rate.assign(rates[i])
                 rows = order[i * candidate.batch_size : (i + 1) * candidate.batch_size]
-                images, labels = dataset.train.images[rows], dataset.train.labels[rows]
+                x, y = tf.gather(images, rows), tf.gather(labels, rows).numpy()
                 if candidate.augmentation is not None:
-                    images = augment(
-                        keras.ops.convert_to_tensor(images),
-                        candidate.augmentation,
-                        seed,
-                        int(first_step) + i,
-                    )
-                return images, labels
+                    return augment(x, candidate.augmentation, seed, int(first_step) + i), y
+                return x.numpy(), y
 
         history = model.fit(Batches(), epochs=1, shuffle=False, verbose=0).history
         n = len(order)

@@ -1,12 +1,14 @@
 """Graphs: an epoch and a scoring pass as one TensorFlow call each.
 
-Pixels stay uint8 where the snapshot maps them: each step gathers its rows inside the graph. What
-is computed is what `keras.Model.fit` computes on the same batches, up to the order of float32 sums.
-Which rows, in which order, and what is kept of it is decided in `nightfold.training`.
+Pixels stay uint8 where the snapshot maps them: each step gathers its rows inside the graph, of very
+many pixels from those that the call is for. What is computed is what `keras.Model.fit` computes on
+the same batches, up to the order of float32 sums. Which rows, in which order, and what is kept of
+it is decided in `nightfold.training`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,10 +28,10 @@ EVALUATION_BATCH = 128
 """Rows scored at once: what a small network makes of so many stays in the processor's cache."""
 
 RESIDENT_BYTES = 2**28
-"""Pixels up to here may stay in a process's memory map; of more, pages are given back."""
+"""Pixels up to here are mapped into the process; of more, each call reads the rows it is for."""
 
-ROWS_PER_CALL = 4096
-"""Rows trained on between two times of giving pages back."""
+BYTES_PER_CALL = 2**25
+"""Pixels read for a call, about; of them a process has this much memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,44 +40,64 @@ class Rows:
 
     Attributes
     ----------
-    images : tf.Tensor of uint8, shape (n, height, width, channels)
-        Shares the memory of `pixels`.
-    labels : tf.Tensor of int32, shape (n,)
-    pixels : ndarray of uint8
-        The memory map of the snapshot.
+    dataset : Dataset
+    labels : ndarray of int32, shape (n,)
+    held : pair of tf.Tensor or None
+        All images, uint8, shape (n, height, width, channels), sharing the memory of the snapshot's
+        map, and all labels; None if the pixels are too many to map: the kernel maps up to 2 MB
+        around each row that is read, so that rows drawn at random soon map nearly all.
     """
 
-    images: Any
-    labels: Any
-    pixels: NDArray[np.uint8]
+    dataset: Dataset
+    labels: NDArray[np.int32]
+    held: tuple[Any, Any] | None
 
     @property
-    def many(self) -> bool:
-        """Whether the pixels are too many to keep in every process."""
-        return self.pixels.nbytes > RESIDENT_BYTES
+    def per_call(self) -> int:
+        """How many rows a call may be for."""
+        if self.held is not None:
+            return len(self.labels)
+        return max(1, BYTES_PER_CALL // math.prod(self.dataset.image_shape))
 
-    def release(self) -> None:
-        """Give the pages of many pixels back; they stay in the cache that all processes share."""
-        if self.many:
-            give_back(self.pixels)
+    def of(self, order: NDArray[np.int64]) -> tuple[Any, Any, Any]:
+        """What a graph gathers from for the rows of `order`.
+
+        Returns
+        -------
+        images : tf.Tensor of uint8, shape (m, height, width, channels)
+        labels : tf.Tensor of int32, shape (m,)
+        positions : tf.Tensor of int64, shape (len(order),)
+            Where in both the rows are, in their order.
+        """
+        import tensorflow as tf
+
+        if self.held is not None:
+            return *self.held, tf.constant(order)
+        images = tf.constant(self.dataset.read_training_images(order))
+        return images, tf.constant(self.labels[order]), tf.range(len(order), dtype=tf.int64)
 
 
 @lru_cache(maxsize=1)
 def rows_of(snapshot: Path) -> Rows:
-    """The training rows of a snapshot, as tensors without a copy of the pixels."""
+    """The training rows of a snapshot, without a copy of the pixels but on a GPU, which has one."""
     import tensorflow as tf
 
     dataset = Dataset.open(snapshot)
+    labels = dataset.train.labels.astype(np.int32)
     pixels = dataset.training_pixels()
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    if pixels.nbytes > RESIDENT_BYTES and not gpu:
+        return Rows(dataset, labels, None)
     images = tf.experimental.dlpack.from_dlpack(np.asarray(pixels).__dlpack__())
-    if tf.config.list_logical_devices("GPU"):
+    if gpu:
         with tf.device("GPU:0"):
             images = tf.identity(images)
-    return Rows(images, tf.constant(dataset.train.labels.astype(np.int32)), pixels)
+        give_back(pixels)
+    return Rows(dataset, labels, (images, tf.constant(labels)))
 
 
 def epoch_graph(
-    model: Any, optimizer: Any, candidate: Candidate, rows: Rows, seed: int, n_learning: int
+    model: Any, optimizer: Any, candidate: Candidate, seed: int, n_learning: int
 ) -> Callable[..., Any]:
     """Graph function that trains on some rows in the given order.
 
@@ -85,7 +107,6 @@ def epoch_graph(
     optimizer : keras.optimizers.Optimizer
         Built on the model's trainable variables.
     candidate : Candidate
-    rows : Rows
     seed : int
         Of the augmentation.
     n_learning : int
@@ -94,7 +115,7 @@ def epoch_graph(
     Returns
     -------
     callable
-        ``(order int64 (n,), rates float32 (steps,), first_step int32)`` in, sum of the losses over
+        ``(*Rows.of(order), rates float32 (steps,), first_step int32)`` in, sum of the losses over
         rows (float64) and number of rows predicted right (int32) out. The last step of an epoch is
         smaller if the batch size does not divide its rows; a call takes whole batches otherwise.
     """
@@ -103,8 +124,7 @@ def epoch_graph(
     batch_size, variables = candidate.batch_size, model.trainable_variables
     predict, loss_of = training_pass(model), _loss(model, candidate)
 
-    def step(chosen: Any, rate: Any, number: Any) -> tuple[Any, Any]:
-        x, y = tf.gather(rows.images, chosen), tf.gather(rows.labels, chosen)
+    def step(x: Any, y: Any, rate: Any, number: Any) -> tuple[Any, Any]:
         if candidate.augmentation is not None:
             x = augment(x, candidate.augmentation, seed, number)
         with tf.GradientTape() as tape:
@@ -114,18 +134,19 @@ def epoch_graph(
         gradients = tape.gradient(total, [v.value for v in variables])
         apply_step(optimizer, gradients, variables, rate)
         correct = tf.argmax(probabilities, axis=1, output_type=tf.int32) == y
-        n = tf.cast(tf.shape(chosen)[0], tf.float64)
+        n = tf.cast(tf.shape(y)[0], tf.float64)
         return tf.cast(loss, tf.float64) * n, tf.reduce_sum(tf.cast(correct, tf.int32))
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def epoch(order: Any, rates: Any, first_step: Any) -> tuple[Any, Any]:
+    def epoch(images: Any, labels: Any, order: Any, rates: Any, first_step: Any) -> tuple[Any, Any]:
         n = tf.shape(order)[0]
         full = n // batch_size
 
         def body(i: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
             chosen = order[i * batch_size : (i + 1) * batch_size]
             chosen.set_shape([batch_size])  # a fixed shape lets the graph plan its memory
-            step_loss, step_correct = step(chosen, rates[i], first_step + i)
+            x, y = tf.gather(images, chosen), tf.gather(labels, chosen)
+            step_loss, step_correct = step(x, y, rates[i], first_step + i)
             return i + 1, loss + step_loss, correct + step_correct
 
         _, loss, correct = tf.while_loop(
@@ -140,7 +161,8 @@ def epoch_graph(
 
         def remainder() -> tuple[Any, Any]:
             rest = order[full * batch_size :]
-            step_loss, step_correct = step(rest, rates[full], first_step + full)
+            x, y = tf.gather(images, rest), tf.gather(labels, rest)
+            step_loss, step_correct = step(x, y, rates[full], first_step + full)
             return loss + step_loss, correct + step_correct
 
         return tf.cond(  # type: ignore[no-any-return]
@@ -150,16 +172,16 @@ def epoch_graph(
     return epoch  # type: ignore[no-any-return]
 
 
-def evaluation_graph(model: Any, rows: Rows) -> Callable[..., Any]:
-    """Graph function: rows in, probabilities and summed cross-entropy out."""
+def evaluation_graph(model: Any) -> Callable[..., Any]:
+    """Graph function: `Rows.of` in, probabilities and summed cross-entropy out."""
     import keras
     import tensorflow as tf
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def evaluate(chosen: Any) -> tuple[Any, Any]:
-        probabilities = model(tf.gather(rows.images, chosen), training=False)
+    def evaluate(images: Any, labels: Any, chosen: Any) -> tuple[Any, Any]:
+        probabilities = model(tf.gather(images, chosen), training=False)
         losses = keras.losses.sparse_categorical_crossentropy(
-            tf.gather(rows.labels, chosen), probabilities
+            tf.gather(labels, chosen), probabilities
         )
         return probabilities, tf.reduce_sum(losses)
 

@@ -26,7 +26,6 @@ from nightfold.experiment import Candidate
 from nightfold.fitting import fit_epoch, needs_fit
 from nightfold.graphs import (
     EVALUATION_BATCH,
-    ROWS_PER_CALL,
     epoch_graph,
     evaluation_graph,
     rows_of,
@@ -269,14 +268,12 @@ class _Training:
             self.steps,
         )
         self.sources = rows_of(self.dataset.path)
-        self.evaluate_rows = evaluation_graph(self.model, self.sources)
+        self.evaluate_rows = evaluation_graph(self.model)
         if needs_fit(self.model):
-            self.train_rows = fit_epoch(
-                self.model, self.optimizer, self.candidate, self.dataset, self.seed
-            )
+            self.train_rows = fit_epoch(self.model, self.optimizer, self.candidate, self.seed)
         else:
             self.train_rows = epoch_graph(
-                self.model, self.optimizer, self.candidate, self.sources, self.seed, len(self.rows)
+                self.model, self.optimizer, self.candidate, self.seed, len(self.rows)
             )
         self.scored: tuple[NDArray[np.float32], float | None] | None = None
 
@@ -331,34 +328,30 @@ class _Training:
         import tensorflow as tf
 
         batch = self.candidate.batch_size
-        steps = max(1, ROWS_PER_CALL // batch) if self.sources.many else self.steps
+        steps = max(1, self.sources.per_call // batch)
         loss = correct = 0.0
         for start in range(0, self.steps, steps):
             stop = min(start + steps, self.steps)
             summed, right = self.train_rows(
-                tf.constant(order[start * batch : stop * batch]),
+                *self.sources.of(order[start * batch : stop * batch]),
                 tf.constant(self.rates[first_step + start : first_step + stop]),
                 tf.constant(first_step + start),
             )
             loss, correct = loss + float(summed), correct + float(right)
-            self.sources.release()
         return loss, correct
 
     def evaluate(
         self, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], float | None, float | None]:
         """Probabilities, mean loss and accuracy on `rows`; None for both without rows."""
-        import tensorflow as tf
-
         if not len(rows):
             return np.empty((0, self.dataset.n_classes), np.float32), None, None
         parts, loss = [], 0.0
         for start in range(0, len(rows), EVALUATION_BATCH):
             chunk = rows[start : start + EVALUATION_BATCH]
-            probabilities, chunk_loss = self.evaluate_rows(tf.constant(chunk))
+            probabilities, chunk_loss = self.evaluate_rows(*self.sources.of(chunk))
             parts.append(probabilities.numpy())
             loss += float(chunk_loss)
-            self.sources.release()
         whole = np.concatenate(parts)
         correct = whole.argmax(axis=1) == self.dataset.train.labels[rows]
         return whole, loss / len(rows), float(correct.mean())

@@ -7,8 +7,10 @@ cache key, and progress that the UI shows.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +18,7 @@ from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from nightfold.errors import NightfoldError
@@ -67,50 +69,50 @@ def announce(jobs: list[FoldJob], run_folder: Path) -> None:
     write_json(run_folder / "jobs.json", watch)
 
 
-def map_folds(runner: TaskRunner[Any], jobs: list[FoldJob]) -> list[PrefectFuture[FoldHandle]]:
-    """Submit every fold to a started task runner.
+class Waiting:
+    """Folds that wait for a worker; taken in the order that leaves no core idle at the end.
 
-    A fold whose result is intact on disk may come from Prefect's cache; any other is trained,
-    whatever the cache says: its record says only that the result was there once.
+    A fold takes as long as those of its candidate did in this run, or else in earlier nights, and
+    the longest go first. A candidate that was never timed may be the longest: it goes before the
+    others, and among several such the one of fewest folds taken, so that all are timed early, and
+    then the one of most epochs.
 
     Parameters
     ----------
-    runner : TaskRunner
     jobs : list of FoldJob
-        In the order of the plan; the longest are started first.
-
-    Returns
-    -------
-    list of PrefectFuture
-        In the order of `jobs`.
+    earlier : iterable of FoldHandle
+        Folds of this run that are done.
     """
-    futures: dict[str, PrefectFuture[FoldHandle]] = {}
-    for job in longest_first(jobs):
-        # Tags belong to the task: a process pool keeps the context of its first submission. And a
-        # stale record must not hide that the files behind it are gone.
-        step = train.with_options(
-            tags=["train", f"candidate:{job.candidate.name}"], refresh_cache=job.done() is None
-        )
-        futures[job.label] = runner.submit(step, {"job": job})
-    return [futures[job.label] for job in jobs]
 
+    def __init__(self, jobs: list[FoldJob], earlier: Iterable[FoldHandle] = ()) -> None:
+        self.jobs = list(jobs)
+        before = seconds_before(Store(jobs[0].artifacts).scores) if jobs else {}
+        self._before: dict[str, float] = before
+        self._taken: Counter[str] = Counter()
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
+        for fold in earlier:
+            self.learn(fold)
 
-def longest_first(jobs: list[FoldJob]) -> list[FoldJob]:
-    """The jobs in the order in which they leave no core idle at the end.
+    def __bool__(self) -> bool:
+        return bool(self.jobs)
 
-    A candidate takes as long as it did in earlier nights; one without an earlier night comes
-    first, as it may be the longest, and among several the one of most epochs.
-    """
-    if not jobs:
-        return []
-    seconds = seconds_before(Store(jobs[0].artifacts).scores)
-    return sorted(
-        jobs,
-        key=lambda job: (
-            -seconds.get(job.candidate.digest, math.inf),
-            -job.candidate.total_epochs,
-        ),
-    )
+    def learn(self, fold: FoldHandle) -> None:
+        """Remember how long a fold took."""
+        self._seconds[fold.candidate_digest].append(fold.train_seconds)
+
+    def take(self) -> FoldJob:
+        """The fold to train next."""
+        job = min(self.jobs, key=self._rank)
+        self.jobs.remove(job)
+        self._taken[job.candidate.digest] += 1
+        return job
+
+    def _rank(self, job: FoldJob) -> tuple[float, int, int]:
+        digest = job.candidate.digest
+        now = self._seconds.get(digest)
+        seconds = sum(now) / len(now) if now else self._before.get(digest, math.inf)
+        taken = self._taken[digest] if seconds == math.inf else 0
+        return -seconds, taken, -job.candidate.total_epochs
 
 
 def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
@@ -133,18 +135,30 @@ def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
     return {digest: sum(each) / len(each) for digest, each in spent.items()}
 
 
-def collect_folds(
-    futures: list[PrefectFuture[FoldHandle]], before: int = 0, total: int | None = None
+def train_all(
+    runner: TaskRunner[Any],
+    jobs: list[FoldJob],
+    at_once: int | None = None,
+    earlier: Sequence[FoldHandle] = (),
+    total: int | None = None,
 ) -> list[FoldHandle]:
-    """Wait for all folds, telling Prefect's progress artifact, and return their handles.
+    """Train folds on a started task runner and tell Prefect's progress artifact.
 
     Parameters
     ----------
-    futures : list of PrefectFuture
-    before : int
-        Folds that earlier rounds have left.
+    runner : TaskRunner
+    jobs : list of FoldJob
+    at_once : int, optional
+        As in `hand_out`.
+    earlier : sequence of FoldHandle
+        Folds that earlier rounds of the run have left.
     total : int, optional
         Folds of all rounds; by default there is no other.
+
+    Returns
+    -------
+    list of FoldHandle
+        In the order of `jobs`.
 
     Raises
     ------
@@ -155,7 +169,50 @@ def collect_folds(
         progress=0.0, key="folds", description="folds trained and scored"
     )
     assert isinstance(progress, UUID)
-    for n_done, future in enumerate(as_completed(list(futures)), start=before + 1):
-        future.result()
-        update_progress_artifact(progress, progress=100 * n_done / (total or len(futures)))
-    return [future.result() for future in futures]
+    done: dict[str, FoldHandle] = {}
+    for label, fold in hand_out(runner, Waiting(jobs, earlier), at_once):
+        done[label] = fold
+        share = (len(earlier) + len(done)) / (total or len(jobs))
+        update_progress_artifact(progress, progress=100 * share)
+    return [done[job.label] for job in jobs]
+
+
+def hand_out(
+    runner: TaskRunner[Any], waiting: Waiting, at_once: int | None = None
+) -> Iterator[tuple[str, FoldHandle]]:
+    """Hand waiting folds to a task runner; each one's label and handle as it ends.
+
+    A fold whose result is intact on disk may come from Prefect's cache; any other is trained,
+    whatever the cache says: its record says only that the result was there once.
+
+    Parameters
+    ----------
+    runner : TaskRunner
+    waiting : Waiting
+    at_once : int, optional
+        Folds that the runner trains at once. It gets one more, so that none of its workers waits,
+        and the others as folds end, when more is known of how long they take. By default it gets
+        all at once.
+
+    Raises
+    ------
+    Exception
+        Whatever the first failed fold raised; folds that were not handed out yet are not trained.
+    """
+    running: dict[PrefectFuture[FoldHandle], str] = {}
+    ended: SimpleQueue[PrefectFuture[FoldHandle]] = SimpleQueue()
+    while waiting or running:
+        while waiting and (at_once is None or len(running) <= at_once):
+            job = waiting.take()
+            # Tags belong to the task: a process pool keeps the context of its first submission.
+            # And a stale record must not hide that the files behind it are gone.
+            step = train.with_options(
+                tags=["train", f"candidate:{job.candidate.name}"], refresh_cache=job.done() is None
+            )
+            future = runner.submit(step, {"job": job})
+            running[future] = job.label
+            future.add_done_callback(ended.put)
+        future = ended.get()
+        fold = future.result()
+        waiting.learn(fold)
+        yield running.pop(future), fold

@@ -1,5 +1,6 @@
 """Dataset snapshots: named by their content, shared by mapping, refused when altered."""
 
+import os
 import re
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_pixels_are_mapped_and_read_only(small_mnist):
     assert isinstance(small_mnist.train.images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         small_mnist.train.images[0, 0, 0] = 1
+
+
+def test_rows_are_read_without_the_map(small_mnist):
+    rows = np.array([7, 0, 7, len(small_mnist.train) - 1])
+    assert (small_mnist.read_training_images(rows) == small_mnist.train.images[rows]).all()
+
+
+def test_a_row_behind_the_end_of_a_cut_snapshot_is_one_sentence(small_mnist, tmp_path):
+    cut = write(tmp_path, small_mnist)
+    last = np.array([len(cut.train) - 1])
+    os.truncate(cut.path / "train_images.npy", 10_000)
+    with pytest.raises(DataRefused, match=r"ends within training image \d+: delete that folder"):
+        cut.read_training_images(last)
 
 
 def test_an_altered_snapshot_is_found_out(small_mnist, tmp_path):

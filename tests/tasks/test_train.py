@@ -1,15 +1,19 @@
-"""Folds are submitted so that no core is idle at the end."""
+"""Folds are handed out so that no core is idle at the end."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
-from nightfold.foldresult import FoldJob
+from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.scaling import Scaler
 from nightfold.store import Store
-from tasks.train import longest_first, map_folds, seconds_before
+from tasks.train import Waiting, hand_out, seconds_before
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
@@ -52,24 +56,53 @@ def remember(artifacts, date, **seconds):
     pq.write_table(pa.table(table), folder / "run.parquet")
 
 
-def names(ordered):
-    return [job.candidate.name for job in ordered]
+def fold(job, seconds):
+    return FoldHandle(
+        path="f",
+        digest="f" * 64,
+        candidate=job.candidate.name,
+        candidate_digest=job.candidate.digest,
+        repeat=job.repeat,
+        fold=job.fold,
+        accuracy=0.9,
+        train_seconds=seconds,
+    )
 
 
-def test_without_an_earlier_night_more_epochs_go_first(tmp_path):
-    ordered = names(longest_first(jobs(tmp_path, SHORT, LONG)))
-    assert ordered == ["long", "long", "short", "short"]
+def taken(jobs):
+    waiting, names = Waiting(jobs), []
+    while waiting:
+        names.append(waiting.take().candidate.name)
+    return names
+
+
+def test_without_an_earlier_night_one_fold_of_each_candidate_goes_first(tmp_path):
+    assert taken(jobs(tmp_path, SHORT, LONG)) == ["long", "short", "long", "short"]
 
 
 def test_candidates_take_as_long_as_in_earlier_nights(tmp_path):
-    remember(tmp_path, "2026-01-01", short=9.0, long=1.0)
-    ordered = names(longest_first(jobs(tmp_path, SHORT, LONG)))
-    assert ordered == ["short", "short", "long", "long"]
+    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
+    assert taken(jobs(tmp_path, SHORT, LONG)) == ["short", "short", "long", "long"]
 
 
 def test_what_was_never_timed_may_be_the_longest(tmp_path):
-    remember(tmp_path, "2026-01-01", short=9.0, long=1.0)
-    assert names(longest_first(jobs(tmp_path, SHORT, LONG, DEEP)))[:2] == ["deep", "deep"]
+    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
+    assert taken(jobs(tmp_path, SHORT, LONG, DEEP))[:2] == ["deep", "deep"]
+
+
+def test_a_fold_of_this_run_says_more_than_earlier_nights(tmp_path):
+    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
+    waiting = Waiting(jobs(tmp_path, SHORT, LONG))
+    first = waiting.take()
+    waiting.learn(fold(first, seconds=0.5))
+    assert [waiting.take().candidate.name for _ in range(3)] == ["long", "long", "short"]
+
+
+def test_folds_of_an_earlier_round_have_been_timed(tmp_path):
+    due = jobs(tmp_path, SHORT, LONG, DEEP)
+    earlier = [fold(due[0], 1.0), fold(due[2], 2.0), fold(due[4], 3.0)]
+    waiting = Waiting(due[1::2], earlier)
+    assert [waiting.take().candidate.name for _ in range(3)] == ["deep", "long", "short"]
 
 
 def test_only_the_last_days_count(tmp_path):
@@ -90,13 +123,61 @@ def test_a_score_file_that_is_damaged_does_not_stop_the_night(tmp_path):
     assert seconds_before(Store(tmp_path).scores) == {SHORT.digest: 4.0}
 
 
-class Written:
-    """Takes folds as a task runner does, and only writes down which."""
+class Pool(ThreadPoolExecutor):
+    """Takes folds as a task runner does; a fold takes as many hundredths of a second as said."""
+
+    def __init__(self, workers, **hundredths):
+        super().__init__(workers)
+        self.hundredths, self.began = hundredths, []
+        self.futures, self.unfinished = [], []
 
     def submit(self, _step, parameters):
-        return parameters["job"].label
+        self.unfinished.append(sum(not future.done() for future in self.futures))
+        self.futures.append(super().submit(self.pretend, parameters["job"]))
+        return self.futures[-1]
+
+    def pretend(self, job):
+        self.began.append(job.candidate.name)
+        seconds = self.hundredths[job.candidate.name] / 100
+        if not seconds:
+            raise RuntimeError("broken")
+        time.sleep(seconds)
+        return fold(job, seconds)
+
+
+def test_the_longest_folds_do_not_come_last_once_they_were_timed(tmp_path):
+    asked = [*jobs(tmp_path, SHORT), *jobs(tmp_path, LONG), *jobs(tmp_path, DEEP)]
+    with Pool(1, short=1, long=5, deep=20) as pool:
+        ended = dict(hand_out(pool, Waiting(asked), at_once=1))
+    assert sorted(ended) == sorted(job.label for job in asked)
+    # One of each, and one more that was handed out before the last of them was timed.
+    assert sorted(pool.began[:3]) == ["deep", "long", "short"]
+    assert pool.began[-1] == "short"
+
+
+def test_one_fold_more_than_there_are_workers_is_handed_out(tmp_path):
+    with Pool(2, short=10, long=50) as pool:
+        list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG)), at_once=2))
+    assert pool.unfinished == [0, 1, 2, 2]
+
+
+def test_a_scheduler_with_workers_of_its_own_gets_all_folds_at_once(tmp_path):
+    with Pool(1, short=10, long=10) as pool:
+        list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG))))
+    assert pool.unfinished == [0, 1, 2, 3]
+
+
+def test_behind_a_fold_that_failed_nothing_is_handed_out(tmp_path):
+    many = [job for _ in range(5) for job in jobs(tmp_path, SHORT)]
+    with Pool(1, short=0) as pool, pytest.raises(RuntimeError, match="broken"):
+        list(hand_out(pool, Waiting(many), at_once=1))
+    assert len(pool.began) == 2
 
 
 def test_one_recipe_under_two_names_has_folds_under_both(tmp_path):
-    asked = jobs(tmp_path, SHORT, LONG, SHORT.model_copy(update={"name": "twin"}))
-    assert map_folds(Written(), asked) == [job.label for job in asked]
+    asked = jobs(tmp_path, SHORT, SHORT.model_copy(update={"name": "twin"}))
+    with Pool(2, short=1, twin=1) as pool:
+        ended = dict(hand_out(pool, Waiting(asked), at_once=2))
+    assert {label: handle.candidate for label, handle in ended.items()} == {
+        job.label: job.candidate.name for job in asked
+    }
