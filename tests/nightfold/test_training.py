@@ -8,12 +8,13 @@ from collections import Counter
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.framework import kernels
 
 from nightfold import backend
 from nightfold.dataset import Dataset, Split
 from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Augmentation, Candidate, EarlyStopping, Optimizer, Schedule
-from nightfold.graphs import EVALUATION_BATCH, rows_of
+from nightfold.graphs import EVALUATION_BATCH, epoch_graph, evaluation_graph, rows_of
 from nightfold.model import build_model
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler, pixel_histogram
@@ -399,6 +400,37 @@ def custom(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield lambda name: candidate(f"custom_networks:{name}")
     sys.modules.pop("custom_networks", None)
+
+
+def lacks_gpu_kernel(operation):
+    devices = {k.device_type for k in kernels.get_registered_kernels_for_op(operation).kernel}
+    return bool(devices) and not devices & {"GPU", "DEFAULT"}
+
+
+@pytest.mark.skipif(lacks_gpu_kernel("Conv2D"), reason="TensorFlow was built without GPU kernels")
+@pytest.mark.parametrize("name", ["baseline", "batch_norm", "deep", "swift", "sharp"])
+def test_every_operation_of_an_epoch_and_of_scoring_has_a_gpu_kernel(small_mnist, name):
+    moves = Augmentation(rotation=10, shift=0.1, zoom=0.1)
+    recipe = candidate(name, augmentation=moves, label_smoothing=0.1)
+    model = build_model(recipe, scaler_for(small_mnist, TRAIN), small_mnist, seed=3)
+    optimizer = make_optimizer(recipe.optimizer)
+    optimizer.build(model.trainable_variables)
+    rows = rows_of(small_mnist.path).of(TRAIN)
+    rates = np.float32([0.01] * 13)
+    epoch = epoch_graph(model, optimizer, recipe, seed=3, n_learning=len(TRAIN))
+    graphs = [
+        epoch.get_concrete_function(*rows, rates, np.int32(0)),
+        evaluation_graph(model).get_concrete_function(*rows),
+    ]
+    definitions = [graph.graph.as_graph_def() for graph in graphs]
+    operations = {
+        node.op
+        for definition in definitions
+        for nodes in (definition.node, *(f.node_def for f in definition.library.function))
+        for node in nodes
+    }
+    assert "MatMul" in operations
+    assert not {operation for operation in operations if lacks_gpu_kernel(operation)}
 
 
 @pytest.fixture
