@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -216,6 +217,32 @@ def test_the_promoted_model_predicts_what_it_scored(night, mnist):
     probabilities = bundle.predict(mnist.test.images[:50])
     assert probabilities.shape == (50, 10)
     assert bundle.manifest.holdout.accuracy == summary.final.holdout_accuracy > 0.3
+
+
+def test_the_command_says_what_the_champion_says_and_loads_no_more_than_it_needs(
+    night, mnist, tmp_path
+):
+    artifacts, _, _ = night
+    digits = mnist.test.images[:3, :, :, 0]
+    files = [tmp_path / f"{number}.png" for number in range(len(digits))]
+    for file, digit in zip(files, digits, strict=True):
+        Image.fromarray(digit).save(file)
+    tell_modules = (
+        "import sys; from flows import cli; cli.app(standalone_mode=False); "
+        "print(*sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", tell_modules, "predict", *files, "--json", "--artifacts", artifacts],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    champion = Bundle.load(Registry(Store(artifacts)).resolve("champion"))
+    expected = champion.predict(mnist.test.images[:3]).argmax(axis=1)
+    assert [answer["predicted"] for answer in json.loads(done.stdout)] == expected.tolist()
+    loaded = set(done.stderr.splitlines())
+    assert "keras" in loaded
+    assert not loaded & {"matplotlib", "pandas", "sklearn", "prefect", "great_expectations"}
 
 
 def test_runs_are_named_for_what_they_do_and_tagged(night):
