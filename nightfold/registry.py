@@ -28,8 +28,8 @@ from nightfold.bundle import (
     sign,
     verify,
 )
-from nightfold.errors import BundleRefused, UsageError
-from nightfold.files import given
+from nightfold.errors import BundleRefused, DataRefused, UsageError
+from nightfold.files import given, require_plain
 from nightfold.store import TEMPORARY, Store, make_folder, sha256_file, told, write_json
 
 FORMAT = 1
@@ -371,9 +371,13 @@ class Registry:
 
     def _pointer(self) -> Pointer | None:
         try:
+            if self.pointer_path.exists():  # a pipe would let its reader wait for ever
+                require_plain(self.pointer_path)
             content = self.pointer_path.read_bytes()
         except FileNotFoundError:
             return None
+        except DataRefused as error:
+            raise BundleRefused(f"The champion pointer {error}") from error
         except OSError as error:
             raise BundleRefused(
                 f"The champion pointer {self.pointer_path} cannot be read ({error.strerror}): "

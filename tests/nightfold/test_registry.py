@@ -220,6 +220,13 @@ def test_a_pointer_that_leads_elsewhere_is_refused(registry, version):
         registry.resolve("champion")
 
 
+@pytest.mark.timeout(10)
+def test_a_pipe_in_place_of_the_pointer_is_refused_and_not_waited_for(registry):
+    os.mkfifo(registry.pointer_path)
+    with pytest.raises(BundleRefused, match=r"champion\.json is not a plain file but a pipe"):
+        registry.champion()
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", "half a docu", '{"format": 2}'])
 def test_an_unreadable_pointer_is_refused_and_kept(registry, content):
     registry.pointer_path.write_text(content)
