@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nightfold.augmentation import augment
 from nightfold.experiment import Candidate
+from nightfold.graphs import Rows, gather
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +26,24 @@ def needs_fit(model: Any) -> bool:
     return type(model).train_step is not keras.Model.train_step
 
 
-def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, seed: int) -> Any:
-    """Function that trains one epoch; same arguments and results as `graphs.epoch_graph`.
+def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, rows: Rows, seed: int) -> Any:
+    """Function that trains one epoch; same arguments and results as `graphs.in_calls`.
 
     Parameters
     ----------
     model : keras.Model
     optimizer : keras.optimizers.Optimizer
     candidate : Candidate
+    rows : Rows
     seed : int
         Of the augmentation.
 
     Returns
     -------
     callable
-        ``(*Rows.of(order), rates, first_step)`` in, summed loss and number of rows predicted
-        right out.
+        ``(order, rates, first_step)`` in, summed loss and number of rows predicted right out.
     """
     import keras
-    import tensorflow as tf
 
     log.warning(
         "%s has a train step of its own and is trained through Keras's fit, which is slower.",
@@ -56,21 +56,19 @@ def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, seed: int) -> An
     )
 
     def epoch(
-        images: Any, labels: Any, order: Any, rates: Any, first_step: Any
+        order: NDArray[np.int64], rates: NDArray[np.float32], first_step: int
     ) -> tuple[float, float]:
-        order, rates = np.asarray(order), np.asarray(rates)
-
         class Batches(keras.utils.PyDataset):  # type: ignore[misc]
             def __len__(self) -> int:
                 return len(rates)
 
-            def __getitem__(self, i: int) -> tuple[Any, NDArray[np.int32]]:
+            def __getitem__(self, i: int) -> tuple[Any, NDArray[np.int64]]:
                 optimizer.learning_rate.assign(rates[i])
-                rows = order[i * candidate.batch_size : (i + 1) * candidate.batch_size]
-                x, y = tf.gather(images, rows), tf.gather(labels, rows).numpy()
+                chosen = order[i * candidate.batch_size : (i + 1) * candidate.batch_size]
+                x, y = gather(*rows.of(chosen))
                 if candidate.augmentation is not None:
-                    return augment(x, candidate.augmentation, seed, int(first_step) + i), y
-                return x.numpy(), y
+                    x = augment(x, candidate.augmentation, seed, first_step + i)
+                return x.numpy(), y.numpy().astype(np.int64)  # as a snapshot has them
 
         history = model.fit(Batches(), epochs=1, shuffle=False, verbose=0).history
         n = len(order)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightfold.augmentation import augment
-from nightfold.dataset import Dataset, give_back
+from nightfold.dataset import Dataset
 from nightfold.experiment import Candidate
 from nightfold.forward import training_pass
 from nightfold.optimization import apply_step
@@ -30,13 +30,16 @@ EVALUATION_BATCH = 128
 RESIDENT_BYTES = 2**28
 """Pixels up to here are mapped into the process; of more, each call reads the rows it is for."""
 
-BYTES_PER_CALL = 2**25
-"""Pixels read for a call, about; of them a process has this much memory of its own."""
+BYTES_PER_CALL = 2**24
+"""Pixels read for a call, about; a process holds them twice for a moment."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """Raw pixels and labels of the training split, once a process: all its folds gather from them.
+
+    They stay in the memory of the processor, also beside a GPU, for which TensorFlow cannot gather
+    uint8: a batch is what is sent there.
 
     Attributes
     ----------
@@ -52,15 +55,14 @@ class Rows:
     labels: NDArray[np.int32]
     held: tuple[Any, Any] | None
 
-    @property
-    def per_call(self) -> int:
-        """How many rows a call may be for."""
+    def steps_at_once(self, batch_size: int) -> int | None:
+        """How many steps a call may be for; None if any number."""
         if self.held is not None:
-            return len(self.labels)
-        return max(1, BYTES_PER_CALL // math.prod(self.dataset.image_shape))
+            return None
+        return max(1, BYTES_PER_CALL // (batch_size * math.prod(self.dataset.image_shape)))
 
     def of(self, order: NDArray[np.int64]) -> tuple[Any, Any, Any]:
-        """What a graph gathers from for the rows of `order`.
+        """What to gather the rows of `order` from.
 
         Returns
         -------
@@ -71,29 +73,34 @@ class Rows:
         """
         import tensorflow as tf
 
-        if self.held is not None:
-            return *self.held, tf.constant(order)
-        images = tf.constant(self.dataset.read_training_images(order))
-        return images, tf.constant(self.labels[order]), tf.range(len(order), dtype=tf.int64)
+        with tf.device("CPU:0"):
+            if self.held is not None:
+                return *self.held, tf.constant(order)
+            images = tf.constant(self.dataset.read_training_images(order))
+            return images, tf.constant(self.labels[order]), tf.range(len(order), dtype=tf.int64)
 
 
 @lru_cache(maxsize=1)
 def rows_of(snapshot: Path) -> Rows:
-    """The training rows of a snapshot, without a copy of the pixels but on a GPU, which has one."""
+    """The training rows of a snapshot, without a copy of the pixels."""
     import tensorflow as tf
 
     dataset = Dataset.open(snapshot)
     labels = dataset.train.labels.astype(np.int32)
     pixels = dataset.training_pixels()
-    gpu = bool(tf.config.list_logical_devices("GPU"))
-    if pixels.nbytes > RESIDENT_BYTES and not gpu:
+    if pixels.nbytes > RESIDENT_BYTES:
         return Rows(dataset, labels, None)
-    images = tf.experimental.dlpack.from_dlpack(np.asarray(pixels).__dlpack__())
-    if gpu:
-        with tf.device("GPU:0"):
-            images = tf.identity(images)
-        give_back(pixels)
-    return Rows(dataset, labels, (images, tf.constant(labels)))
+    with tf.device("CPU:0"):
+        images = tf.experimental.dlpack.from_dlpack(np.asarray(pixels).__dlpack__())
+        return Rows(dataset, labels, (images, tf.constant(labels)))
+
+
+def gather(images: Any, labels: Any, chosen: Any) -> tuple[Any, Any]:
+    """Rows of images and labels, gathered where they are: beside a GPU too by the processor."""
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        return tf.gather(images, chosen), tf.gather(labels, chosen)
 
 
 def epoch_graph(
@@ -143,9 +150,10 @@ def epoch_graph(
         full = n // batch_size
 
         def body(i: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
-            chosen = order[i * batch_size : (i + 1) * batch_size]
+            with tf.device("CPU:0"):
+                chosen = order[i * batch_size : (i + 1) * batch_size]
             chosen.set_shape([batch_size])  # a fixed shape lets the graph plan its memory
-            x, y = tf.gather(images, chosen), tf.gather(labels, chosen)
+            x, y = gather(images, labels, chosen)
             step_loss, step_correct = step(x, y, rates[i], first_step + i)
             return i + 1, loss + step_loss, correct + step_correct
 
@@ -160,8 +168,9 @@ def epoch_graph(
             return loss, correct
 
         def remainder() -> tuple[Any, Any]:
-            rest = order[full * batch_size :]
-            x, y = tf.gather(images, rest), tf.gather(labels, rest)
+            with tf.device("CPU:0"):
+                rest = order[full * batch_size :]
+            x, y = gather(images, labels, rest)
             step_loss, step_correct = step(x, y, rates[full], first_step + full)
             return loss + step_loss, correct + step_correct
 
@@ -172,6 +181,42 @@ def epoch_graph(
     return epoch  # type: ignore[no-any-return]
 
 
+def in_calls(epoch: Callable[..., Any], rows: Rows, batch_size: int) -> Callable[..., Any]:
+    """An epoch's graph as a function of rows, in one call or, of very many pixels, in several.
+
+    Parameters
+    ----------
+    epoch : callable
+        Of `epoch_graph`.
+    rows : Rows
+    batch_size : int
+
+    Returns
+    -------
+    callable
+        ``(order int64 (n,), rates float32 (steps,), first_step)`` in, summed loss and number of
+        rows predicted right out.
+    """
+    import tensorflow as tf
+
+    def train(
+        order: NDArray[np.int64], rates: NDArray[np.float32], first_step: int
+    ) -> tuple[float, float]:
+        at_once = rows.steps_at_once(batch_size) or len(rates)
+        loss = correct = 0.0
+        for start in range(0, len(rates), at_once):
+            stop = min(start + at_once, len(rates))
+            summed, right = epoch(
+                *rows.of(order[start * batch_size : stop * batch_size]),
+                tf.constant(rates[start:stop]),
+                tf.constant(first_step + start),
+            )
+            loss, correct = loss + float(summed), correct + float(right)
+        return loss, correct
+
+    return train
+
+
 def evaluation_graph(model: Any) -> Callable[..., Any]:
     """Graph function: `Rows.of` in, probabilities and summed cross-entropy out."""
     import keras
@@ -179,10 +224,9 @@ def evaluation_graph(model: Any) -> Callable[..., Any]:
 
     @tf.function(autograph=False, reduce_retracing=True)
     def evaluate(images: Any, labels: Any, chosen: Any) -> tuple[Any, Any]:
-        probabilities = model(tf.gather(images, chosen), training=False)
-        losses = keras.losses.sparse_categorical_crossentropy(
-            tf.gather(labels, chosen), probabilities
-        )
+        x, y = gather(images, labels, chosen)
+        probabilities = model(x, training=False)
+        losses = keras.losses.sparse_categorical_crossentropy(y, probabilities)
         return probabilities, tf.reduce_sum(losses)
 
     return evaluate  # type: ignore[no-any-return]

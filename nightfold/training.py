@@ -28,6 +28,7 @@ from nightfold.graphs import (
     EVALUATION_BATCH,
     epoch_graph,
     evaluation_graph,
+    in_calls,
     rows_of,
 )
 from nightfold.model import averaged, build_model
@@ -270,11 +271,14 @@ class _Training:
         self.sources = rows_of(self.dataset.path)
         self.evaluate_rows = evaluation_graph(self.model)
         if needs_fit(self.model):
-            self.train_rows = fit_epoch(self.model, self.optimizer, self.candidate, self.seed)
+            self.train_in = fit_epoch(
+                self.model, self.optimizer, self.candidate, self.sources, self.seed
+            )
         else:
-            self.train_rows = epoch_graph(
+            epoch = epoch_graph(
                 self.model, self.optimizer, self.candidate, self.seed, len(self.rows)
             )
+            self.train_in = in_calls(epoch, self.sources, self.candidate.batch_size)
         self.scored: tuple[NDArray[np.float32], float | None] | None = None
 
     @property
@@ -305,7 +309,8 @@ class _Training:
         epoch = len(self.history) + 1
         # Seeded by the epoch's number, so a resumed training needs no generator's state.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-        loss, correct = self._train_in(order, first_step=(epoch - 1) * self.steps)
+        first, behind = (epoch - 1) * self.steps, epoch * self.steps
+        loss, correct = self.train_in(order, self.rates[first:behind], first)
         probabilities, validation_loss, validation_accuracy = self.evaluate(scored_rows)
         self.scored = probabilities, validation_loss
         if len(inner_rows):
@@ -317,28 +322,11 @@ class _Training:
                 train_accuracy=correct / len(order),
                 validation_loss=validation_loss,
                 validation_accuracy=validation_accuracy,
-                learning_rate=float(self.rates[epoch * self.steps - 1]),
+                learning_rate=float(self.rates[behind - 1]),
                 seconds=time.perf_counter() - started,
             )
         )
         self._average()
-
-    def _train_in(self, order: NDArray[np.int64], first_step: int) -> tuple[float, float]:
-        """Train on rows in this order, in one call or, of many pixels, in calls of some rows."""
-        import tensorflow as tf
-
-        batch = self.candidate.batch_size
-        steps = max(1, self.sources.per_call // batch)
-        loss = correct = 0.0
-        for start in range(0, self.steps, steps):
-            stop = min(start + steps, self.steps)
-            summed, right = self.train_rows(
-                *self.sources.of(order[start * batch : stop * batch]),
-                tf.constant(self.rates[first_step + start : first_step + stop]),
-                tf.constant(first_step + start),
-            )
-            loss, correct = loss + float(summed), correct + float(right)
-        return loss, correct
 
     def evaluate(
         self, rows: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Train one candidate on one fold, and map that over all folds of a run.
+"""Train one candidate on one fold, and hand all folds of a run to workers.
 
 The numbers come from `nightfold.foldresult`; here is what Prefect needs: names, tags, retries, the
 cache key, and progress that the UI shows.
@@ -7,7 +7,7 @@ cache key, and progress that the UI shows.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -73,9 +73,8 @@ class Waiting:
     """Folds that wait for a worker; taken in the order that leaves no core idle at the end.
 
     A fold takes as long as those of its candidate did in this run, or else in earlier nights, and
-    the longest go first. A candidate that was never timed may be the longest: it goes before the
-    others, and among several such the one of fewest folds taken, so that all are timed early, and
-    then the one of most epochs.
+    the longest go first. A candidate that was never timed may be the longest and goes before the
+    others: of several such a fold each, so that all are timed early, then those of most epochs.
 
     Parameters
     ----------
@@ -85,16 +84,15 @@ class Waiting:
     """
 
     def __init__(self, jobs: list[FoldJob], earlier: Iterable[FoldHandle] = ()) -> None:
-        self.jobs = list(jobs)
-        before = seconds_before(Store(jobs[0].artifacts).scores) if jobs else {}
-        self._before: dict[str, float] = before
-        self._taken: Counter[str] = Counter()
+        self._jobs = [(job.candidate.digest, job) for job in jobs]
+        self._before = seconds_before(Store(jobs[0].artifacts).scores) if jobs else {}
+        self._taken: set[str] = set()
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         for fold in earlier:
             self.learn(fold)
 
     def __bool__(self) -> bool:
-        return bool(self.jobs)
+        return bool(self._jobs)
 
     def learn(self, fold: FoldHandle) -> None:
         """Remember how long a fold took."""
@@ -102,17 +100,15 @@ class Waiting:
 
     def take(self) -> FoldJob:
         """The fold to train next."""
-        job = min(self.jobs, key=self._rank)
-        self.jobs.remove(job)
-        self._taken[job.candidate.digest] += 1
-        return job
+        first = min(self._jobs, key=lambda waiting: self._rank(*waiting))
+        self._jobs.remove(first)
+        self._taken.add(first[0])
+        return first[1]
 
-    def _rank(self, job: FoldJob) -> tuple[float, int, int]:
-        digest = job.candidate.digest
+    def _rank(self, digest: str, job: FoldJob) -> tuple[float, bool, int]:
         now = self._seconds.get(digest)
         seconds = sum(now) / len(now) if now else self._before.get(digest, math.inf)
-        taken = self._taken[digest] if seconds == math.inf else 0
-        return -seconds, taken, -job.candidate.total_epochs
+        return -seconds, digest in self._taken, -job.candidate.total_epochs
 
 
 def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
@@ -201,7 +197,8 @@ def hand_out(
     """
     running: dict[PrefectFuture[FoldHandle], str] = {}
     ended: SimpleQueue[PrefectFuture[FoldHandle]] = SimpleQueue()
-    while waiting or running:
+    folds: list[tuple[str, FoldHandle]] = []
+    while True:
         while waiting and (at_once is None or len(running) <= at_once):
             job = waiting.take()
             # Tags belong to the task: a process pool keeps the context of its first submission.
@@ -212,7 +209,12 @@ def hand_out(
             future = runner.submit(step, {"job": job})
             running[future] = job.label
             future.add_done_callback(ended.put)
-        future = ended.get()
-        fold = future.result()
-        waiting.learn(fold)
-        yield running.pop(future), fold
+        yield from folds  # no worker waits for what is made of them
+        if not running:
+            return
+        ready = [ended.get()]
+        while not ended.empty():
+            ready.append(ended.get())
+        folds = [(running.pop(future), future.result()) for future in ready]
+        for _, fold in folds:
+            waiting.learn(fold)

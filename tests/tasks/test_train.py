@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,8 +77,9 @@ def taken(jobs):
     return names
 
 
-def test_without_an_earlier_night_one_fold_of_each_candidate_goes_first(tmp_path):
-    assert taken(jobs(tmp_path, SHORT, LONG)) == ["long", "short", "long", "short"]
+def test_without_an_earlier_night_a_fold_of_each_candidate_goes_first_then_most_epochs(tmp_path):
+    ordered = taken(jobs(tmp_path, DEEP, SHORT, LONG))
+    assert ordered == ["long", "short", "deep", "long", "short", "deep"]
 
 
 def test_candidates_take_as_long_as_in_earlier_nights(tmp_path):
@@ -124,20 +126,27 @@ def test_a_score_file_that_is_damaged_does_not_stop_the_night(tmp_path):
 
 
 class Pool(ThreadPoolExecutor):
-    """Takes folds as a task runner does; a fold takes as many hundredths of a second as said."""
+    """Takes folds as a task runner does; a fold takes as many hundredths of a second as said.
 
-    def __init__(self, workers, **hundredths):
+    None of them ends before so many were handed out.
+    """
+
+    def __init__(self, workers, before=1, **hundredths):
         super().__init__(workers)
         self.hundredths, self.began = hundredths, []
         self.futures, self.unfinished = [], []
+        self.before, self.enough = before, Event()
 
     def submit(self, _step, parameters):
         self.unfinished.append(sum(not future.done() for future in self.futures))
         self.futures.append(super().submit(self.pretend, parameters["job"]))
+        if len(self.futures) == self.before:
+            self.enough.set()
         return self.futures[-1]
 
     def pretend(self, job):
         self.began.append(job.candidate.name)
+        self.enough.wait(10)
         seconds = self.hundredths[job.candidate.name] / 100
         if not seconds:
             raise RuntimeError("broken")
@@ -156,13 +165,23 @@ def test_the_longest_folds_do_not_come_last_once_they_were_timed(tmp_path):
 
 
 def test_one_fold_more_than_there_are_workers_is_handed_out(tmp_path):
-    with Pool(2, short=10, long=50) as pool:
+    with Pool(2, before=3, short=10, long=10) as pool:
         list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG)), at_once=2))
-    assert pool.unfinished == [0, 1, 2, 2]
+    assert pool.unfinished[:3] == [0, 1, 2]
+    assert pool.unfinished[3] < 3
+
+
+def test_a_fold_that_ended_is_replaced_before_anything_is_made_of_it(tmp_path):
+    with Pool(1, short=1, long=1) as pool:
+        handed_out = [
+            len(pool.futures)
+            for _ in hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG)), at_once=1)
+        ]
+    assert handed_out[0] >= 3  # the one that ended, the one that runs and the one behind it
 
 
 def test_a_scheduler_with_workers_of_its_own_gets_all_folds_at_once(tmp_path):
-    with Pool(1, short=10, long=10) as pool:
+    with Pool(1, before=4, short=1, long=1) as pool:
         list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG))))
     assert pool.unfinished == [0, 1, 2, 3]
 
