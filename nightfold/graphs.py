@@ -24,7 +24,7 @@ from nightfold.experiment import Candidate
 from nightfold.forward import training_pass
 from nightfold.optimization import apply_step
 
-EVALUATION_BATCH = 128
+EVALUATION_BATCH = 64
 """Rows scored at once: what a small network makes of so many stays in the processor's cache."""
 
 RESIDENT_BYTES = 2**28
@@ -44,7 +44,6 @@ class Rows:
     Attributes
     ----------
     dataset : Dataset
-    labels : ndarray of int32, shape (n,)
     held : pair of tf.Tensor or None
         All images, uint8, shape (n, height, width, channels), sharing the memory of the snapshot's
         map, and all labels; None if the pixels are too many to map: the kernel maps up to 2 MB
@@ -52,7 +51,6 @@ class Rows:
     """
 
     dataset: Dataset
-    labels: NDArray[np.int32]
     held: tuple[Any, Any] | None
 
     def steps_at_once(self, batch_size: int) -> int | None:
@@ -77,7 +75,8 @@ class Rows:
             if self.held is not None:
                 return *self.held, tf.constant(order)
             images = tf.constant(self.dataset.read_training_images(order))
-            return images, tf.constant(self.labels[order]), tf.range(len(order), dtype=tf.int64)
+            labels = tf.constant(self.dataset.train.labels[order].astype(np.int32))
+            return images, labels, tf.range(len(order), dtype=tf.int64)
 
 
 @lru_cache(maxsize=1)
@@ -86,13 +85,12 @@ def rows_of(snapshot: Path) -> Rows:
     import tensorflow as tf
 
     dataset = Dataset.open(snapshot)
-    labels = dataset.train.labels.astype(np.int32)
-    pixels = dataset.training_pixels()
-    if pixels.nbytes > RESIDENT_BYTES:
-        return Rows(dataset, labels, None)
+    if dataset.train.images.nbytes > RESIDENT_BYTES:
+        return Rows(dataset, None)
+    pixels = np.asarray(dataset.training_pixels())
     with tf.device("CPU:0"):
-        images = tf.experimental.dlpack.from_dlpack(np.asarray(pixels).__dlpack__())
-        return Rows(dataset, labels, (images, tf.constant(labels)))
+        images = tf.experimental.dlpack.from_dlpack(pixels.__dlpack__())
+        return Rows(dataset, (images, tf.constant(dataset.train.labels.astype(np.int32))))
 
 
 def gather(images: Any, labels: Any, chosen: Any) -> tuple[Any, Any]:
@@ -217,19 +215,81 @@ def in_calls(epoch: Callable[..., Any], rows: Rows, batch_size: int) -> Callable
     return train
 
 
-def evaluation_graph(model: Any) -> Callable[..., Any]:
-    """Graph function: `Rows.of` in, probabilities and summed cross-entropy out."""
+def evaluation_graph(model: Any, image_shape: tuple[int, int, int]) -> Callable[..., Any]:
+    """Graph function that scores some rows by the model itself, without a rewrite.
+
+    Parameters
+    ----------
+    model : keras.Model
+    image_shape : tuple of int
+        Height, width, channels.
+
+    Returns
+    -------
+    callable
+        `Rows.of(order)` in, its length a multiple of `EVALUATION_BATCH`; probabilities
+        (float32, shape (n, n_classes)) and cross-entropies (float32, shape (n,)) out.
+    """
     import keras
     import tensorflow as tf
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def evaluate(images: Any, labels: Any, chosen: Any) -> tuple[Any, Any]:
-        x, y = gather(images, labels, chosen)
-        probabilities = model(x, training=False)
-        losses = keras.losses.sparse_categorical_crossentropy(y, probabilities)
-        return probabilities, tf.reduce_sum(losses)
+    @tf.function(autograph=False, input_signature=_rows_signature(image_shape))
+    def evaluate(images: Any, labels: Any, order: Any) -> tuple[Any, Any]:
+        def score(chosen: Any) -> tuple[Any, Any]:
+            x, y = gather(images, labels, chosen)
+            probabilities = model(x, training=False)
+            losses = keras.losses.sparse_categorical_crossentropy(y, probabilities)
+            return tf.cast(probabilities, tf.float32), tf.cast(losses, tf.float32)
+
+        with tf.device("CPU:0"):
+            batches = tf.reshape(order, [-1, EVALUATION_BATCH])
+        probabilities, losses = tf.map_fn(
+            score, batches, fn_output_signature=(tf.float32, tf.float32), parallel_iterations=1
+        )
+        n_classes = tf.shape(probabilities)[-1]
+        return tf.reshape(probabilities, [-1, n_classes]), tf.reshape(losses, [-1])
 
     return evaluate  # type: ignore[no-any-return]
+
+
+def score_in_calls(evaluate: Callable[..., Any], rows: Rows) -> Callable[..., Any]:
+    """An evaluation graph as a function of rows, in one call or, of very many pixels, in several.
+
+    Parameters
+    ----------
+    evaluate : callable
+        Of `evaluation_graph`.
+    rows : Rows
+
+    Returns
+    -------
+    callable
+        Order of rows (int64, shape (n,), at least one) in; probabilities (float32, shape
+        (n, n_classes)) and cross-entropies (float32, shape (n,)) out.
+    """
+
+    def score(order: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        whole = np.pad(order, (0, -len(order) % EVALUATION_BATCH), mode="edge")
+        at_once = EVALUATION_BATCH * (rows.steps_at_once(EVALUATION_BATCH) or len(whole))
+        calls = [
+            evaluate(*rows.of(whole[start : start + at_once]))
+            for start in range(0, len(whole), at_once)
+        ]
+        probabilities, losses = (np.concatenate(parts) for parts in zip(*calls, strict=True))
+        return probabilities[: len(order)], losses[: len(order)]
+
+    return score
+
+
+def _rows_signature(image_shape: tuple[int, int, int]) -> list[Any]:
+    """Of what `Rows.of` gives: however many rows, a graph is traced once."""
+    import tensorflow as tf
+
+    return [
+        tf.TensorSpec([None, *image_shape], tf.uint8),
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([None], tf.int64),
+    ]
 
 
 def _loss(model: Any, candidate: Candidate) -> Callable[[Any, Any, Any], tuple[Any, list[Any]]]:

@@ -24,19 +24,13 @@ from nightfold.dataset import Dataset
 from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Candidate
 from nightfold.fitting import fit_epoch, needs_fit
-from nightfold.graphs import (
-    EVALUATION_BATCH,
-    epoch_graph,
-    evaluation_graph,
-    in_calls,
-    rows_of,
-)
+from nightfold.graphs import epoch_graph, evaluation_graph, in_calls, rows_of, score_in_calls
 from nightfold.model import averaged, build_model
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
 
-ENGINE = 4
+ENGINE = 5
 """Part of every result's key: raise it when the same candidate would give other numbers."""
 
 
@@ -269,7 +263,8 @@ class _Training:
             self.steps,
         )
         self.sources = rows_of(self.dataset.path)
-        self.evaluate_rows = evaluation_graph(self.model)
+        evaluate = evaluation_graph(self.model, self.dataset.image_shape)
+        self.score_rows = score_in_calls(evaluate, self.sources)
         if needs_fit(self.model):
             self.train_in = fit_epoch(
                 self.model, self.optimizer, self.candidate, self.sources, self.seed
@@ -334,15 +329,9 @@ class _Training:
         """Probabilities, mean loss and accuracy on `rows`; None for both without rows."""
         if not len(rows):
             return np.empty((0, self.dataset.n_classes), np.float32), None, None
-        parts, loss = [], 0.0
-        for start in range(0, len(rows), EVALUATION_BATCH):
-            chunk = rows[start : start + EVALUATION_BATCH]
-            probabilities, chunk_loss = self.evaluate_rows(*self.sources.of(chunk))
-            parts.append(probabilities.numpy())
-            loss += float(chunk_loss)
-        whole = np.concatenate(parts)
-        correct = whole.argmax(axis=1) == self.dataset.train.labels[rows]
-        return whole, loss / len(rows), float(correct.mean())
+        probabilities, losses = self.score_rows(rows)
+        correct = probabilities.argmax(axis=1) == self.dataset.train.labels[rows]
+        return probabilities, float(losses.mean(dtype=np.float64)), float(correct.mean())
 
     def score(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float | None]:
         """Probabilities and mean loss of the finished model on `rows`."""
