@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from nightfold import __version__, lock, signature
 from nightfold.dataset import DatasetHandle
 from nightfold.difference import Record
 from nightfold.errors import NightfoldError
-from nightfold.experiment import Candidate, Experiment
+from nightfold.experiment import Experiment
 from nightfold.finaljob import FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
@@ -46,7 +47,7 @@ from tasks.aggregate import aggregate
 from tasks.challenge import Contest, challenge, may_repeat
 from tasks.compare import compare
 from tasks.defend import Defence, defend
-from tasks.fit import fit
+from tasks.fit import Ahead
 from tasks.ingest import ingest
 from tasks.race import accuracies, race
 from tasks.report import report
@@ -162,8 +163,9 @@ class Prepared:
             total=self.plan.folds * self.plan.repeats,
         )
 
-    def final_job(self, run: Run, candidate: Candidate) -> FinalJob:
-        """The fit of `candidate` on all rows."""
+    def final_job(self, run: Run, name: str) -> FinalJob:
+        """The fit of one of the experiment's own candidates on all rows."""
+        candidate = run.experiment.candidate(name)
         return FinalJob(
             candidate=candidate,
             dataset=self.dataset,
@@ -230,16 +232,9 @@ def with_another_repeat(run: Run, data: Prepared) -> Prepared:
     return cut(run, data.dataset, data.defence.model_copy(update={"experiment": experiment}))
 
 
-def contest(
-    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: FinalJob | None = None
-) -> tuple[CrossValidation, Contest]:
-    """Cross-validate, and repeat while it is undecided whether the champion is beaten.
-
-    Parameters
-    ----------
-    run, data, runner, ahead
-        As in `cross_validate`.
-    """
+def contest(run: Run, data: Prepared, runner: TaskRunner[Any]) -> tuple[CrossValidation, Contest]:
+    """Cross-validate, and repeat while it is undecided whether the champion is beaten."""
+    ahead = Ahead(runner, partial(data.final_job, run))
     while True:
         scored = cross_validate(run, data, runner, ahead)
         found = challenge(
@@ -252,11 +247,11 @@ def contest(
         )
         if not may_repeat(found, run.experiment.policy, data.plan):
             return scored, found
-        data, ahead = with_another_repeat(run, data), None
+        data = with_another_repeat(run, data)
 
 
 def cross_validate(
-    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: FinalJob | None = None
+    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: Ahead | None = None
 ) -> CrossValidation:
     """From folds to the tables of the run.
 
@@ -265,13 +260,12 @@ def cross_validate(
     run : Run
     data : Prepared
     runner : TaskRunner
-    ahead : FinalJob, optional
-        A final model that is fitted whatever the scores: the longest job, so it starts first.
+    ahead : Ahead, optional
+        Without it no final model is fitted beside the folds.
     """
-    fitted = [] if ahead is None else [runner.submit(fit, {"job": ahead})]
-    folds, stops = train_folds(run, data, runner)
-    for future in fitted:
-        future.result()
+    folds, stops = train_folds(run, data, runner, ahead)
+    if ahead is not None:
+        ahead.wait()
     candidates, stopped = aggregate(
         folds,
         data.experiment,
@@ -288,7 +282,7 @@ def cross_validate(
 
 
 def train_folds(
-    run: Run, data: Prepared, runner: TaskRunner[Any]
+    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: Ahead | None
 ) -> tuple[list[FoldHandle], tuple[Stop, ...]]:
     """Every fold of every candidate, in rounds if some may be stopped; and who was.
 
@@ -305,7 +299,12 @@ def train_folds(
         due = [job for job in jobs if standing.wants(job.candidate.name, job.place)]
         announce(jobs, run.folder)
         handles = train_all(
-            runner, due, run.settings.at_once, earlier=list(done.values()), total=len(jobs)
+            runner,
+            due,
+            run.settings.at_once,
+            earlier=list(done.values()),
+            total=len(jobs),
+            on_fold=None if ahead is None else partial(ahead.look, standing),
         )
         done |= {job.label: handle for job, handle in zip(due, handles, strict=True)}
         folds = [done[job.label] for job in jobs if job.label in done]

@@ -28,20 +28,17 @@ def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     """Evaluate, challenge the champion, finalize, promote, report.
 
     Retried as `evaluate` is. The final model is fitted by one of the same workers, beside the folds
-    if there is only one candidate to choose.
+    that can no longer change which candidate is the best.
     """
     try:
         run = Run.begin("retrain", settings)
         with run.turn():
             with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
-                data = prepare(run)
-                only = run.experiment.only_candidate
-                ahead = data.final_job(run, only) if only else None
-                scored, challenged = contest(run, data, runner, ahead)
-                best = run.experiment.candidate(scored.best.name)
+                scored, challenged = contest(run, prepare(run), runner)
+                best = scored.best.name
                 parameters = {
                     "job": scored.data.final_job(run, best),
-                    "fold_accuracies": scored.accuracies(best.name),
+                    "fold_accuracies": scored.accuracies(best),
                 }
                 final = runner.submit(finalize, parameters).result()
             promotion = promote(

@@ -306,11 +306,6 @@ class Experiment(Declared):
         unset = {"racing"} if self.racing is None else None
         return sha256_json(self.model_dump(mode="json", exclude=unset))
 
-    @property
-    def only_candidate(self) -> Candidate | None:
-        """The candidate whose choice no score can change, if there is just one."""
-        return self.candidates[0] if len(self.candidates) == 1 else None
-
     def candidate(self, name: str) -> Candidate:
         """The candidate called `name`.
 

@@ -231,6 +231,33 @@ class Race(BaseModel):
         """Whether a fold is due in this round; `place` is that of the fold in the plan, from 1."""
         return candidate not in self.stopped and self.complete < place <= self.until
 
+    def winner(self, accuracies: Mapping[str, Sequence[float]]) -> str | None:
+        """Who will have the highest mean of all, whatever the missing folds give.
+
+        Parameters
+        ----------
+        accuracies : mapping of str to sequence of float
+            Of `running`, of the folds that each has so far.
+
+        Returns
+        -------
+        str or None
+            None as long as it depends on missing folds: any of them may give 0 or 1.
+
+        Examples
+        --------
+        >>> race = Race(rule=None, runners=("slow", "swift"), total=3)
+        >>> race.winner({"slow": [0.98, 0.98], "swift": [0.99, 0.99, 0.99]})
+        'swift'
+        >>> race.winner({"slow": [0.98], "swift": [0.99, 0.99, 0.99]}) is None
+        True
+        """
+        least = {name: sum(accuracies[name]) for name in self.running}
+        most = {name: least[name] + (self.total - len(accuracies[name])) for name in least}
+        leader = max(least, key=lambda name: least[name])
+        rivals = [name for name in least if name != leader]
+        return leader if all(most[rival] < least[leader] for rival in rivals) else None
+
     def after(
         self, accuracies: Mapping[str, Sequence[float]], *, n_train: float, n_test: float
     ) -> Race:

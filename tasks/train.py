@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -137,6 +137,7 @@ def train_all(
     at_once: int | None = None,
     earlier: Sequence[FoldHandle] = (),
     total: int | None = None,
+    on_fold: Callable[[Sequence[FoldHandle]], None] | None = None,
 ) -> list[FoldHandle]:
     """Train folds on a started task runner and tell Prefect's progress artifact.
 
@@ -150,6 +151,8 @@ def train_all(
         Folds that earlier rounds of the run have left.
     total : int, optional
         Folds of all rounds; by default there is no other.
+    on_fold : callable, optional
+        Called with all folds that are done, before the first of `jobs` and after each but the last.
 
     Returns
     -------
@@ -166,8 +169,12 @@ def train_all(
     )
     assert isinstance(progress, UUID)
     done: dict[str, FoldHandle] = {}
+    if on_fold is not None and jobs:
+        on_fold(earlier)
     for label, fold in hand_out(runner, Waiting(jobs, earlier), at_once):
         done[label] = fold
+        if on_fold is not None and len(done) < len(jobs):
+            on_fold([*earlier, *done.values()])
         share = (len(earlier) + len(done)) / (total or len(jobs))
         update_progress_artifact(progress, progress=100 * share)
     return [done[job.label] for job in jobs]

@@ -269,6 +269,14 @@ def test_artifacts_are_there_for_the_ui(night):
     assert {"report", "scores", "validation", "folds"} <= keys
 
 
+def test_with_one_candidate_to_choose_the_final_fit_is_the_first_job(settings, tmp_path):
+    state = retrain(settings(tmp_path, candidates=["baseline"]), return_state=True)
+    began = {run.name: run.start_time for run in task_runs(state)}
+    folds = [f"train baseline repeat 1 fold {fold}" for fold in (1, 2)]
+    assert began["fit baseline on all rows"] < min(began[fold] for fold in folds)
+    assert state.result().final.candidate == "baseline"
+
+
 def test_a_second_run_takes_every_fold_from_the_cache(settings, night):
     artifacts, summary, _ = night
     state = retrain(settings(artifacts), return_state=True)

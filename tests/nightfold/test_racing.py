@@ -154,6 +154,40 @@ def test_a_repeat_that_is_added_leaves_the_decisions_as_they_were():
     assert twice.stops[: len(once.stops)] == once.stops
 
 
+def choice(accuracies, **race):
+    """The race's certain winner on what there is, of five folds."""
+    return Race(**{"rule": None, "runners": tuple(accuracies), "total": 5, **race}).winner(
+        accuracies
+    )
+
+
+def test_the_winner_is_certain_once_no_missing_fold_can_change_it():
+    assert choice({"good": [0.99] * 5, "slow": [0.98] * 4}) == "good"
+    assert choice({"good": [0.99] * 4, "slow": [0.98] * 5}) is None  # its last fold may give 0
+    assert choice({"good": [0.99] * 5, "slow": [0.985] * 3}) is None  # the last two may give 1
+    assert choice({"good": [0.99] * 5, "twin": [0.99] * 5}) is None  # tables say who is the first
+    assert choice({"good": [0.99] * 5, "slow": [0.98] * 4, "new": []}) is None
+
+
+def test_who_has_no_rival_is_the_winner_from_the_start():
+    assert choice({"alone": []}) == "alone"
+    assert choice({"alone": []}, kept="alone") == "alone"
+    race, _ = raced({"good": GOOD, "lost": LOST})
+    assert race.winner({"good": GOOD[:3]}) == "good"
+
+
+@given(nights, st.data())
+@settings(deadline=None)
+def test_a_winner_who_was_certain_is_the_best_in_the_end(accuracies, data):
+    whole = {f"c{position}": of_folds for position, of_folds in enumerate(accuracies)}
+    total = len(accuracies[0])
+    so_far = {name: whole[name][: data.draw(st.integers(0, total))] for name in whole}
+    winner = Race(rule=None, runners=tuple(whole), total=total).winner(so_far)
+    if winner is not None:
+        means = {name: np.mean(whole[name]) for name in whole}
+        assert means[winner] == max(means.values())
+
+
 def test_a_stopped_candidate_is_due_no_more():
     race, _ = raced({"good": GOOD, "close": CLOSE, "lost": LOST})
     assert not race.wants("lost", race.until)
