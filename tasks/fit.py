@@ -12,7 +12,6 @@ from prefect.task_runners import TaskRunner
 from nightfold.finaljob import FinalJob
 from nightfold.foldresult import FoldHandle
 from nightfold.racing import Race
-from tasks.race import accuracies
 from tasks.train import is_transient
 
 
@@ -50,7 +49,11 @@ class Ahead:
 
     def look(self, standing: Race, folds: Sequence[FoldHandle]) -> None:
         """Begin the fit if the folds so far leave no choice."""
-        winner = standing.winner({name: accuracies(folds, name) for name in standing.running})
+        scores: dict[str, list[float]] = {name: [] for name in standing.running}
+        for fold in folds:
+            if fold.candidate in scores:
+                scores[fold.candidate].append(fold.accuracy)
+        winner = standing.winner(scores)
         if winner is not None and winner not in self._begun:
             self._begun[winner] = self._runner.submit(fit, {"job": self._job_of(winner)})
 

@@ -6,8 +6,6 @@ stopped. Nothing in flight is ended: the next round is not begun for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -43,7 +41,7 @@ def race(standing: Race, folds: list[FoldHandle], plan: PlanHandle) -> Race:
     return went_on
 
 
-def accuracies(folds: Sequence[FoldHandle], candidate: str) -> tuple[float, ...]:
+def accuracies(folds: list[FoldHandle], candidate: str) -> tuple[float, ...]:
     """Accuracy of every fold of one candidate, in the order of the plan."""
     own = (fold for fold in folds if fold.candidate == candidate)
     return tuple(f.accuracy for f in sorted(own, key=lambda f: (f.repeat, f.fold)))

@@ -66,6 +66,11 @@ def test_it_begins_with_the_fold_that_settles_the_choice_and_only_once(pool, ahe
     assert pool.jobs == ["final swift"]
 
 
+def test_a_guest_is_never_the_final_model(pool, ahead):
+    ahead.look(RACE, folds(champion=[1, 1, 1], slow=[0.98, 0.98], swift=[0.99, 0.99, 0.99]))
+    assert pool.jobs == ["final swift"]
+
+
 def test_a_repeat_that_is_added_may_choose_another(pool, ahead):
     ahead.look(RACE, folds(slow=[0.9, 0.9, 0.9], swift=[0.8, 0.8, 0.8]))
     two = RACE.model_copy(update={"total": 4})
