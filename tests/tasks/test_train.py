@@ -14,7 +14,7 @@ from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.scaling import Scaler
 from nightfold.store import Store
-from tasks.train import Waiting, hand_out, seconds_before
+from tasks.train import Waiting, hand_out, seconds_before, train_all
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
@@ -200,3 +200,13 @@ def test_one_recipe_under_two_names_has_folds_under_both(tmp_path):
     assert {label: handle.candidate for label, handle in ended.items()} == {
         job.label: job.candidate.name for job in asked
     }
+
+
+@pytest.mark.slow
+def test_who_asks_sees_all_folds_that_are_done_while_some_are_not(tmp_path, prefect_server):
+    asked, seen = jobs(tmp_path, SHORT, LONG), []
+    earlier = [fold(job, seconds=1.0) for job in jobs(tmp_path, DEEP)]
+    with Pool(1, short=1, long=1) as pool:
+        train_all(pool, asked, at_once=1, earlier=earlier, on_fold=seen.append)
+    assert [len(folds) for folds in seen] == [2, 3, 4, 5]
+    assert all(folds[:2] == earlier for folds in seen)
