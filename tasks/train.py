@@ -6,9 +6,7 @@ cache key, and progress that the UI shows.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -23,7 +21,8 @@ from prefect.task_runners import TaskRunner
 
 from nightfold.errors import NightfoldError
 from nightfold.foldresult import FoldHandle, FoldJob
-from nightfold.store import Store, write_json
+from nightfold.store import write_json
+from nightfold.waiting import Waiting
 
 
 def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -69,68 +68,6 @@ def announce(jobs: list[FoldJob], run_folder: Path) -> None:
     write_json(run_folder / "jobs.json", watch)
 
 
-class Waiting:
-    """Folds that wait for a worker; taken in the order that leaves no core idle at the end.
-
-    A fold takes as long as those of its candidate did in this run, or else in earlier nights, and
-    the longest go first. A candidate that was never timed may be the longest and goes before the
-    others: of several such a fold each, so that all are timed early, then those of most epochs.
-
-    Parameters
-    ----------
-    jobs : list of FoldJob
-    earlier : iterable of FoldHandle
-        Folds of this run that are done.
-    """
-
-    def __init__(self, jobs: list[FoldJob], earlier: Iterable[FoldHandle] = ()) -> None:
-        self._jobs = [(job.candidate.digest, job) for job in jobs]
-        self._before = seconds_before(Store(jobs[0].artifacts).scores) if jobs else {}
-        self._taken: set[str] = set()
-        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
-        for fold in earlier:
-            self.learn(fold)
-
-    def __bool__(self) -> bool:
-        return bool(self._jobs)
-
-    def learn(self, fold: FoldHandle) -> None:
-        """Remember how long a fold took."""
-        self._seconds[fold.candidate_digest].append(fold.train_seconds)
-
-    def take(self) -> FoldJob:
-        """The fold to train next."""
-        first = min(self._jobs, key=lambda waiting: self._rank(*waiting))
-        self._jobs.remove(first)
-        self._taken.add(first[0])
-        return first[1]
-
-    def _rank(self, digest: str, job: FoldJob) -> tuple[float, bool, int]:
-        now = self._seconds.get(digest)
-        seconds = sum(now) / len(now) if now else self._before.get(digest, math.inf)
-        return -seconds, digest in self._taken, -job.candidate.total_epochs
-
-
-def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
-    """Mean training seconds of a fold, by candidate digest, over the last days with scores."""
-    import pyarrow.lib
-    import pyarrow.parquet as pq
-
-    columns = ["candidate_digest", "train_seconds"]
-    days = sorted(scores.glob("run_date=*"))[-nights:]
-    spent = defaultdict(list)
-    for file in (file for day in days for file in day.glob("[!.]*.parquet")):
-        try:
-            table = pq.read_table(file, columns=columns, partitioning=None).drop_null()
-        except (OSError, pyarrow.lib.ArrowException):
-            continue  # a file that is damaged tells nothing; folds can be trained in any order
-        if table.column_names != columns:
-            continue
-        for digest, seconds in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            spent[digest].append(seconds)
-    return {digest: sum(each) / len(each) for digest, each in spent.items()}
-
-
 def train_all(
     runner: TaskRunner[Any],
     jobs: list[FoldJob],
@@ -146,7 +83,7 @@ def train_all(
     runner : TaskRunner
     jobs : list of FoldJob
     at_once : int, optional
-        As in `hand_out`.
+        Folds that the runner trains at once, as in `nightfold.waiting.Waiting`.
     earlier : sequence of FoldHandle
         Folds that earlier rounds of the run have left.
     total : int, optional
@@ -171,7 +108,7 @@ def train_all(
     done: dict[str, FoldHandle] = {}
     if on_fold is not None and jobs:
         on_fold(earlier)
-    for label, fold in hand_out(runner, Waiting(jobs, earlier), at_once):
+    for label, fold in hand_out(runner, Waiting(jobs, earlier, at_once)):
         done[label] = fold
         if on_fold is not None and len(done) < len(jobs):
             on_fold([*earlier, *done.values()])
@@ -180,9 +117,7 @@ def train_all(
     return [done[job.label] for job in jobs]
 
 
-def hand_out(
-    runner: TaskRunner[Any], waiting: Waiting, at_once: int | None = None
-) -> Iterator[tuple[str, FoldHandle]]:
+def hand_out(runner: TaskRunner[Any], waiting: Waiting) -> Iterator[tuple[str, FoldHandle]]:
     """Hand waiting folds to a task runner; each one's label and handle as it ends.
 
     A fold whose result is intact on disk may come from Prefect's cache; any other is trained,
@@ -192,10 +127,7 @@ def hand_out(
     ----------
     runner : TaskRunner
     waiting : Waiting
-    at_once : int, optional
-        Folds that the runner trains at once. It gets one more, so that none of its workers waits,
-        and the others as folds end, when more is known of how long they take. By default it gets
-        all at once.
+        Says when a fold is due, and which.
 
     Raises
     ------
@@ -206,7 +138,7 @@ def hand_out(
     ended: SimpleQueue[PrefectFuture[FoldHandle]] = SimpleQueue()
     folds: list[tuple[str, FoldHandle]] = []
     while True:
-        while waiting and (at_once is None or len(running) <= at_once):
+        while waiting.due:
             job = waiting.take()
             # Tags belong to the task: a process pool keeps the context of its first submission.
             # And a stale record must not hide that the files behind it are gone.
@@ -223,5 +155,5 @@ def hand_out(
         while not ended.empty():
             ready.append(ended.get())
         folds = [(running.pop(future), future.result()) for future in ready]
-        for _, fold in folds:
-            waiting.learn(fold)
+        for label, fold in folds:
+            waiting.ended(label, fold)

@@ -1,11 +1,9 @@
-"""Folds are handed out so that no core is idle at the end."""
+"""Folds are handed to a task runner as its workers have room for them."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from nightfold.dataset import DatasetHandle
@@ -13,8 +11,8 @@ from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.scaling import Scaler
-from nightfold.store import Store
-from tasks.train import Waiting, hand_out, seconds_before, train_all
+from nightfold.waiting import Waiting
+from tasks.train import hand_out, train_all
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
@@ -45,18 +43,6 @@ def jobs(artifacts, *candidates):
     ]
 
 
-def remember(artifacts, date, **seconds):
-    """Scores of an earlier night: seconds of a fold by candidate."""
-    folder = Store(artifacts).scores / f"run_date={date}"
-    folder.mkdir(parents=True)
-    digests = {c.name: c.digest for c in (SHORT, LONG, DEEP)}
-    table = {
-        "candidate_digest": [digests[name] for name in seconds],
-        "train_seconds": list(seconds.values()),
-    }
-    pq.write_table(pa.table(table), folder / "run.parquet")
-
-
 def fold(job, seconds):
     return FoldHandle(
         path="f",
@@ -68,61 +54,6 @@ def fold(job, seconds):
         accuracy=0.9,
         train_seconds=seconds,
     )
-
-
-def taken(jobs):
-    waiting, names = Waiting(jobs), []
-    while waiting:
-        names.append(waiting.take().candidate.name)
-    return names
-
-
-def test_without_an_earlier_night_a_fold_of_each_candidate_goes_first_then_most_epochs(tmp_path):
-    ordered = taken(jobs(tmp_path, DEEP, SHORT, LONG))
-    assert ordered == ["long", "short", "deep", "long", "short", "deep"]
-
-
-def test_candidates_take_as_long_as_in_earlier_nights(tmp_path):
-    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
-    assert taken(jobs(tmp_path, SHORT, LONG)) == ["short", "short", "long", "long"]
-
-
-def test_what_was_never_timed_may_be_the_longest(tmp_path):
-    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
-    assert taken(jobs(tmp_path, SHORT, LONG, DEEP))[:2] == ["deep", "deep"]
-
-
-def test_a_fold_of_this_run_says_more_than_earlier_nights(tmp_path):
-    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
-    waiting = Waiting(jobs(tmp_path, SHORT, LONG))
-    first = waiting.take()
-    waiting.learn(fold(first, seconds=0.5))
-    assert [waiting.take().candidate.name for _ in range(3)] == ["long", "long", "short"]
-
-
-def test_folds_of_an_earlier_round_have_been_timed(tmp_path):
-    due = jobs(tmp_path, SHORT, LONG, DEEP)
-    earlier = [fold(due[0], 1.0), fold(due[2], 2.0), fold(due[4], 3.0)]
-    waiting = Waiting(due[1::2], earlier)
-    assert [waiting.take().candidate.name for _ in range(3)] == ["deep", "long", "short"]
-
-
-def test_only_the_last_days_count(tmp_path):
-    remember(tmp_path, "2026-01-01", short=100.0)
-    remember(tmp_path, "2026-01-02", short=2.0)
-    remember(tmp_path, "2026-01-03", short=4.0)
-    assert seconds_before(Store(tmp_path).scores, nights=2) == {SHORT.digest: 3.0}
-
-
-def test_a_score_file_that_is_damaged_does_not_stop_the_night(tmp_path):
-    remember(tmp_path, "2026-01-01", short=4.0)
-    day = Store(tmp_path).scores / "run_date=2026-01-01"
-    (day / "torn.parquet").write_bytes(b"PAR1junk")
-    (day / ".part-torn.parquet").write_bytes(b"")
-    pq.write_table(pa.table({"other": [1]}), day / "other.parquet")
-    nothing = pa.table({"candidate_digest": ["d"], "train_seconds": pa.array([None], pa.float64())})
-    pq.write_table(nothing, day / "nothing.parquet")
-    assert seconds_before(Store(tmp_path).scores) == {SHORT.digest: 4.0}
 
 
 class Pool(ThreadPoolExecutor):
@@ -157,7 +88,7 @@ class Pool(ThreadPoolExecutor):
 def test_the_longest_folds_do_not_come_last_once_they_were_timed(tmp_path):
     asked = [*jobs(tmp_path, SHORT), *jobs(tmp_path, LONG), *jobs(tmp_path, DEEP)]
     with Pool(1, short=1, long=5, deep=20) as pool:
-        ended = dict(hand_out(pool, Waiting(asked), at_once=1))
+        ended = dict(hand_out(pool, Waiting(asked, at_once=1)))
     assert sorted(ended) == sorted(job.label for job in asked)
     # One of each, and one more that was handed out before the last of them was timed.
     assert sorted(pool.began[:3]) == ["deep", "long", "short"]
@@ -166,7 +97,7 @@ def test_the_longest_folds_do_not_come_last_once_they_were_timed(tmp_path):
 
 def test_one_fold_more_than_there_are_workers_is_handed_out(tmp_path):
     with Pool(2, before=3, short=10, long=10) as pool:
-        list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG)), at_once=2))
+        list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG), at_once=2)))
     assert pool.unfinished[:3] == [0, 1, 2]
     assert pool.unfinished[3] < 3
 
@@ -175,7 +106,7 @@ def test_a_fold_that_ended_is_replaced_before_anything_is_made_of_it(tmp_path):
     with Pool(1, short=1, long=1) as pool:
         handed_out = [
             len(pool.futures)
-            for _ in hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG)), at_once=1)
+            for _ in hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG), at_once=1))
         ]
     assert handed_out[0] >= 3  # the one that ended, the one that runs and the one behind it
 
@@ -189,14 +120,14 @@ def test_a_scheduler_with_workers_of_its_own_gets_all_folds_at_once(tmp_path):
 def test_behind_a_fold_that_failed_nothing_is_handed_out(tmp_path):
     many = [job for _ in range(5) for job in jobs(tmp_path, SHORT)]
     with Pool(1, short=0) as pool, pytest.raises(RuntimeError, match="broken"):
-        list(hand_out(pool, Waiting(many), at_once=1))
+        list(hand_out(pool, Waiting(many, at_once=1)))
     assert len(pool.began) == 2
 
 
 def test_one_recipe_under_two_names_has_folds_under_both(tmp_path):
     asked = jobs(tmp_path, SHORT, SHORT.model_copy(update={"name": "twin"}))
     with Pool(2, short=1, twin=1) as pool:
-        ended = dict(hand_out(pool, Waiting(asked), at_once=2))
+        ended = dict(hand_out(pool, Waiting(asked, at_once=2)))
     assert {label: handle.candidate for label, handle in ended.items()} == {
         job.label: job.candidate.name for job in asked
     }

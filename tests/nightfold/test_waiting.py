@@ -1,0 +1,197 @@
+"""Folds are taken in the order that leaves no core idle while the last ones run."""
+
+import heapq
+from itertools import chain, count, product
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightfold.experiment import Candidate
+from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.store import Store
+from nightfold.waiting import Waiting, plan, seconds_before
+
+SHORT = Candidate(name="short", architecture="dense", epochs=2)
+LONG = Candidate(name="long", architecture="dense", epochs=3)
+DEEP = Candidate(name="deep", architecture="deep", epochs=1)
+
+
+def jobs(artifacts, *candidates, folds=2):
+    """Folds with what decides their order, and nothing else."""
+    return [
+        FoldJob.model_construct(candidate=candidate, repeat=1, fold=fold, artifacts=str(artifacts))
+        for candidate in candidates
+        for fold in range(1, folds + 1)
+    ]
+
+
+def done(job, seconds):
+    return FoldHandle.model_construct(
+        candidate_digest=job.candidate.digest, train_seconds=float(seconds)
+    )
+
+
+def remember(artifacts, date, **seconds):
+    """Scores of an earlier night: seconds of a fold by candidate."""
+    folder = Store(artifacts).scores / f"run_date={date}"
+    folder.mkdir(parents=True)
+    digests = {c.name: c.digest for c in (SHORT, LONG, DEEP)}
+    table = {
+        "candidate_digest": [digests[name] for name in seconds],
+        "train_seconds": list(seconds.values()),
+    }
+    pq.write_table(pa.table(table), folder / "run.parquet")
+
+
+def names(waiting):
+    """Candidates of all folds that are due, in the order in which they are taken."""
+    found = []
+    while waiting.due:
+        found.append(waiting.take().candidate.name)
+    return found
+
+
+def run(waiting, workers, clock, seconds):
+    """Train all folds on so many workers: when each ended, in the order in which they began."""
+    queue, training, ends, order = [], [], [], count()
+    while waiting.due or queue or training:
+        while waiting.due:
+            queue.append(waiting.take())
+        while queue and len(training) < workers:
+            job = queue.pop(0)
+            took = seconds[job.candidate.name]
+            heapq.heappush(training, (clock.now + took, next(order), job))
+            ends.append((job.candidate.name, clock.now + took))
+        clock.now, _, job = heapq.heappop(training)
+        waiting.ended(job.label, done(job, seconds[job.candidate.name]))
+    return ends
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_without_an_earlier_night_a_fold_of_each_candidate_goes_first_then_most_epochs(tmp_path):
+    waiting = Waiting(jobs(tmp_path, DEEP, SHORT, LONG))
+    assert names(waiting) == ["long", "short", "deep", "long", "short", "deep"]
+
+
+def test_candidates_take_as_long_as_in_earlier_nights(tmp_path):
+    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
+    assert names(Waiting(jobs(tmp_path, SHORT, LONG))) == ["short", "short", "long", "long"]
+
+
+def test_what_was_never_timed_may_be_the_longest(tmp_path):
+    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
+    assert names(Waiting(jobs(tmp_path, SHORT, LONG, DEEP)))[:2] == ["deep", "deep"]
+
+
+def test_a_fold_of_this_run_says_more_than_earlier_nights(tmp_path):
+    remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
+    waiting = Waiting(jobs(tmp_path, SHORT, LONG, folds=3), at_once=1)
+    first, second = waiting.take(), waiting.take()
+    assert [job.candidate.name for job in (first, second)] == ["short", "short"]
+    waiting.ended(first.label, done(first, seconds=0.5))
+    assert names(waiting) == ["long"]
+
+
+def test_folds_of_an_earlier_round_have_been_timed(tmp_path):
+    due = jobs(tmp_path, SHORT, LONG, DEEP)
+    earlier = [done(due[0], 1), done(due[2], 2), done(due[4], 3)]
+    assert names(Waiting(due[1::2], earlier)) == ["deep", "long", "short"]
+
+
+def test_one_fold_more_than_are_trained_at_once_is_due(tmp_path):
+    waiting = Waiting(jobs(tmp_path, SHORT, LONG, DEEP), at_once=2)
+    first, *rest = (waiting.take() for _ in range(3))
+    assert len(rest) == 2
+    assert not waiting.due
+    waiting.ended(first.label, done(first, 1))
+    assert len(names(waiting)) == 1
+
+
+def test_folds_that_longest_first_would_not_halve_evenly_end_together(tmp_path, clock):
+    """Two of 7 and three of 5 with longest first: 7 + 5 + 5 and 7 + 5, a worker idle for 5."""
+    remember(tmp_path, "2024-01-01", long=7.0, short=5.0)
+    due = [*jobs(tmp_path, LONG, folds=2), *jobs(tmp_path, SHORT, folds=3)]
+    ends = run(Waiting(due, (), 2, clock), 2, clock, {"long": 7, "short": 5})
+    assert sorted(end for _, end in ends)[-2:] == [14, 15]
+
+
+def test_the_tutorials_folds_leave_hardly_a_core_idle(tmp_path, clock):
+    """Longest first would end at 388 of 375 (seconds of two workers, as they were measured)."""
+    remember(tmp_path, "2024-01-01", short=36.0, long=44.0, deep=70.0)
+    due = jobs(tmp_path, SHORT, LONG, DEEP, folds=5)
+    ends = run(Waiting(due, (), 2, clock), 2, clock, {"short": 36, "long": 44, "deep": 70})
+    assert max(end for _, end in ends) <= 380
+
+
+def test_of_equally_good_ones_the_longest_goes_first(tmp_path, clock):
+    """Whatever is not as expected is then made up for by the short ones that are left."""
+    remember(tmp_path, "2024-01-01", short=1.0, long=4.0)
+    waiting = Waiting(jobs(tmp_path, SHORT, LONG, folds=4), (), 1, clock)
+    began = [name for name, _ in run(waiting, 1, clock, {"short": 1, "long": 4})]
+    assert began == ["long"] * 4 + ["short"] * 4
+
+
+@given(
+    seconds=st.lists(st.integers(1, 100), min_size=3, max_size=3),
+    folds=st.integers(1, 6),
+    workers=st.integers(1, 4),
+)
+def test_it_is_as_good_as_longest_first_when_folds_take_what_they_took(
+    tmp_path_factory, seconds, folds, workers
+):
+    artifacts, clock = tmp_path_factory.mktemp("a"), Clock()
+    of = dict(zip(("short", "long", "deep"), map(float, seconds), strict=True))
+    remember(artifacts, "2024-01-01", **of)
+    waiting = Waiting(jobs(artifacts, SHORT, LONG, DEEP, folds=folds), (), workers, clock)
+    ends = [0.0] * workers
+    for each in sorted((each for each in of.values() for _ in range(folds)), reverse=True):
+        heapq.heapreplace(ends, ends[0] + each)
+    last = max(end for _, end in run(waiting, workers, clock, of))
+    assert last <= max(ends) + sum(ends) / workers / 500
+
+
+@given(
+    seconds=st.lists(st.integers(0, 100), min_size=3, max_size=3),
+    folds=st.integers(1, 5),
+    free=st.tuples(st.integers(0, 100), st.integers(0, 100)),
+)
+def test_two_workers_get_the_best_plan_there_is(seconds, folds, free):
+    every = list(map(sum, product(*([each * n for n in range(folds + 1)] for each in seconds))))
+    total = folds * sum(seconds)
+    best = min(max(free[0] + mine, free[1] + total - mine) for mine in every)
+    planned = plan(free, seconds * folds)
+    assert sorted(chain(*planned)) == sorted(seconds * folds)
+    ends = [start + sum(own) for start, own in zip(free, planned, strict=True)]
+    assert max(ends) <= best + (3 * folds) * total / 2 / 500
+
+
+def test_only_the_last_days_count(tmp_path):
+    remember(tmp_path, "2024-01-01", short=100.0)
+    remember(tmp_path, "2024-01-02", short=2.0)
+    remember(tmp_path, "2024-01-03", short=4.0)
+    assert seconds_before(Store(tmp_path).scores, nights=2) == {SHORT.digest: 3.0}
+
+
+def test_a_score_file_that_is_damaged_does_not_stop_the_night(tmp_path):
+    remember(tmp_path, "2024-01-01", short=4.0)
+    day = Store(tmp_path).scores / "run_date=2024-01-01"
+    (day / "torn.parquet").write_bytes(b"PAR1junk")
+    (day / ".part-torn.parquet").write_bytes(b"")
+    pq.write_table(pa.table({"other": [1]}), day / "other.parquet")
+    nothing = pa.table({"candidate_digest": ["d"], "train_seconds": pa.array([None], pa.float64())})
+    pq.write_table(nothing, day / "nothing.parquet")
+    assert seconds_before(Store(tmp_path).scores) == {SHORT.digest: 4.0}
