@@ -19,12 +19,13 @@ PLANNED = 60
 class Waiting:
     """Folds that wait for a worker, in the order in which they are best handed out.
 
-    A fold takes as long as those of its candidate did in this run, or else in earlier nights. A
-    candidate that was never timed may be the longest and goes before the others: of several such a
-    fold each, so that all are timed early, then those of most epochs. Once all are timed, the rest
-    is planned so that all workers end as nearly together as they can, and of what the worker that
-    is free first is to train, the longest is taken. After each fold it is planned anew. Of very
-    many folds the longest go first and the last 60 are planned.
+    Folds whose results are on the disk take no time and go first. Any other takes as long as those
+    of its candidate did in this run, or else in earlier nights. A candidate that was never timed
+    may be the longest and goes before the others: of several such a fold each, so that all are
+    timed early, then those of most epochs. Once all are timed, the rest is planned so that all
+    workers end as nearly together as they can, and of what the worker that is free first is to
+    train, the longest is taken. After each fold it is planned anew. Of very many folds the longest
+    go first and the last 60 are planned. A final fit that is begun beside the folds is not planned.
 
     Parameters
     ----------
@@ -45,54 +46,64 @@ class Waiting:
         at_once: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._jobs = [(job.candidate.digest, job) for job in jobs]
-        self._before = seconds_before(Store(jobs[0].artifacts).scores) if jobs else {}
+        self._jobs = list(jobs)
         self._at_once = at_once
         self._clock = clock
-        self._training: dict[str, tuple[str, float]] = {}  # digest and start, by label
-        self._next: dict[str, str] = {}  # handed out, but no worker is free: digest by label
+        self._digests = {job.candidate.name: job.candidate.digest for job in jobs}
+        self._before = seconds_before(Store(jobs[0].artifacts).scores) if jobs else {}
+        on_disk = {job.label: fold for job in jobs if (fold := job.done()) is not None}
+        self._on_disk = frozenset(on_disk)
         self._timed: defaultdict[str, list[float]] = defaultdict(list)
-        self._taken: set[str] = set()
-        for fold in earlier:
+        for fold in (*earlier, *on_disk.values()):
             self._timed[fold.candidate_digest].append(fold.train_seconds)
+        self._taken: set[str] = set()  # digests
+        self._training: dict[str, tuple[FoldJob, float]] = {}  # with its start, by label
+        self._next: dict[str, FoldJob] = {}  # handed out, but no worker is free for it
 
     @property
     def due(self) -> bool:
         """Whether there is a fold to hand out now."""
-        return bool(self._jobs) and (self._at_once is None or not self._next)
+        return bool(self._jobs) and not self._next
 
     def take(self) -> FoldJob:
         """The fold to hand out next."""
-        digest, job = self._jobs.pop(self._best())
-        self._taken.add(digest)
-        self._next[job.label] = digest
+        job = self._jobs.pop(self._best())
+        self._taken.add(self._digests[job.candidate.name])
+        self._next[job.label] = job
         self._start()
         return job
 
     def ended(self, label: str, fold: FoldHandle) -> None:
         """Make room for another fold and remember how long this one took."""
-        del self._training[label]
+        if self._training.pop(label, None) is None:
+            del self._next[label]  # it overtook another one
         self._timed[fold.candidate_digest].append(fold.train_seconds)
         self._start()
 
     def _start(self) -> None:
-        """Workers take what was handed out in that order."""
+        """Suppose that workers take what was handed out in that order; Prefect mostly does."""
         while self._next and (self._at_once is None or len(self._training) < self._at_once):
             label = next(iter(self._next))
             self._training[label] = self._next.pop(label), self._clock()
 
     def _best(self) -> int:
         """Index of the job to take."""
-        seconds = [self._seconds(digest) for digest, _ in self._jobs]
+        seconds = [self._seconds(job) for job in self._jobs]
+        if 0.0 in seconds:
+            return seconds.index(0.0)
         if self._at_once is None or math.inf in seconds or len(seconds) > PLANNED:
-            return min(range(len(self._jobs)), key=lambda i: self._rank(seconds[i], *self._jobs[i]))
-        planned = plan(self._free(self._at_once), seconds)[0] or [max(seconds)]
-        return seconds.index(max(planned))
+            return min(range(len(seconds)), key=lambda i: self._rank(self._jobs[i], seconds[i]))
+        return seconds.index(max(plan(self._free(self._at_once), seconds)[0]))
 
-    def _rank(self, seconds: float, digest: str, job: FoldJob) -> tuple[float, bool, int]:
-        return -seconds, digest in self._taken, -job.candidate.total_epochs
+    def _rank(self, job: FoldJob, seconds: float) -> tuple[float, bool, int]:
+        taken = self._digests[job.candidate.name] in self._taken
+        return -seconds, taken, -job.candidate.total_epochs
 
-    def _seconds(self, digest: str) -> float:
+    def _seconds(self, job: FoldJob) -> float:
+        """How long the fold will take, as far as that is known."""
+        if job.label in self._on_disk:
+            return 0.0
+        digest = self._digests[job.candidate.name]
         timed = self._timed.get(digest)
         return sum(timed) / len(timed) if timed else self._before.get(digest, math.inf)
 
@@ -100,8 +111,7 @@ class Waiting:
         """Seconds until each worker is free, the first to be so first."""
         now = self._clock()
         left = [
-            max(0.0, self._seconds(digest) + started - now)
-            for digest, started in self._training.values()
+            max(0.0, self._seconds(job) + started - now) for job, started in self._training.values()
         ]
         return sorted([*left, *[0.0] * (workers - len(left))])
 
@@ -123,11 +133,12 @@ def plan(free: Sequence[float], seconds: Iterable[float]) -> list[list[float]]:
 
     Notes
     -----
-    Longest first ends at most a third later than the best plan (Graham 1969), but five folds each
-    of a few candidates are seldom shared evenly by it. So the folds of the worker that ends last
-    and of another one are put together and parted again as evenly as they can be, for as long as
-    that helps. With two workers this is the best plan, but for the rounding of seconds to a part in
-    500 of a worker's load.
+    Longest first ends at most a third later than the best plan if all workers are free at once
+    (Graham 1969), but five folds each of a few candidates are seldom shared evenly by it. So the
+    folds of the worker that ends last and of another one are put together and parted again as
+    evenly as they can be, for as long as that helps. Sums that differ by less than a part in 500 of
+    a worker's load are taken for equal, so with two workers this is nearly the best plan there is.
+    The worker that is free first always gets a fold.
 
     References
     ----------
@@ -164,12 +175,12 @@ def plan(free: Sequence[float], seconds: Iterable[float]) -> list[list[float]]:
 
 
 def _part(seconds: Sequence[float], share: float, unit: float) -> tuple[list[float], list[float]]:
-    """Part folds in two, the first part as near to `share` as can be; sums are rounded to units."""
-    sums: dict[int, tuple[int, ...]] = {0: ()}
+    """Part folds in two, the first part as near to `share` as can be; near sums count as equal."""
+    sums: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for index, each in enumerate(seconds):
-        step = round(each / unit)
-        sums = {total + step: (index, *chosen) for total, chosen in sums.items()} | sums
-    chosen = set(sums[min(sums, key=lambda total: abs(total * unit - share))])
+        longer = [(total + each, (index, *chosen)) for total, chosen in sums.values()]
+        sums = {round(total / unit): (total, chosen) for total, chosen in longer} | sums
+    _, chosen = min(sums.values(), key=lambda found: abs(found[0] - share))
     parts: tuple[list[float], list[float]] = [], []
     for index, each in enumerate(seconds):
         parts[index not in chosen].append(each)
@@ -192,5 +203,6 @@ def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:
         if table.column_names != columns:
             continue
         for digest, seconds in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            spent[digest].append(seconds)
+            if 0 <= seconds < math.inf:
+                spent[digest].append(seconds)
     return {digest: sum(each) / len(each) for digest, each in spent.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,10 @@ from nightfold.bundle import (
     ModelFacts,
     seal,
 )
-from nightfold.dataset import Dataset, Split
+from nightfold.dataset import Dataset, DatasetHandle, Split
 from nightfold.experiment import Candidate, Optimizer, PlanChoice, shipped
-from nightfold.foldplan import FoldPlan
+from nightfold.foldplan import FoldPlan, PlanHandle
+from nightfold.foldresult import FoldJob, FoldResult, Scores, folder_of
 from nightfold.registry import Registry
 from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.store import Store, sha256_file, write_json
@@ -232,6 +233,57 @@ def digit_accuracies(small_mnist: Dataset, digit_plan: FoldPlan) -> dict[str, li
         ]
         for name, model in models.items()
     }
+
+
+@pytest.fixture(scope="session")
+def fold_jobs() -> Callable[..., list[FoldJob]]:
+    """A function that makes folds to train of rows that nobody will ask for."""
+
+    def make(artifacts: Path, *candidates: Candidate, folds: int = 2) -> list[FoldJob]:
+        digest = "0" * 64
+        return [
+            FoldJob(
+                candidate=candidate,
+                dataset=DatasetHandle(path="d", digest=digest, name="d", n_train=10, n_test=10),
+                plan=PlanHandle(
+                    path="p", digest=digest, folds=folds, repeats=1, n_rows=10,
+                    repeat_digests=(digest,),
+                ),
+                scaler=Scaler(name="none"),
+                repeat=1,
+                fold=fold,
+                seed=1,
+                artifacts=str(artifacts),
+            )
+            for candidate in candidates
+            for fold in range(1, folds + 1)
+        ]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def leave_fold() -> Callable[..., None]:
+    """A function that leaves in the store what training a fold would."""
+
+    def leave(
+        store: Store, key: str, *, accuracy: float = 0.9, seconds: float, n_train: int, n_test: int
+    ) -> None:
+        folder = folder_of(store, key)
+        folder.mkdir(parents=True)
+        np.save(folder / "probabilities.npy", np.full((2, 10), 0.1, np.float32))
+        now = datetime(2024, 1, 1, tzinfo=UTC)
+        scores = Scores(
+            seed=1, n_train=n_train, n_test=n_test, accuracy=accuracy, loss=0.3, log_loss=0.3,
+            brier=0.2, ece=0.1, macro_f1=accuracy, epochs=2, train_seconds=seconds,
+            images_per_second=100, peak_rss_bytes=1, parameters=1, started_at=now, finished_at=now,
+            host="h", code_version="1", tensorflow_version="2", keras_version="3",
+        )  # fmt: skip
+        sha256 = sha256_file(folder / "probabilities.npy")
+        result = FoldResult(key=key, scores=scores, history=(), probabilities_sha256=sha256)
+        write_json(folder / "result.json", result.model_dump(mode="json"))
+
+    return leave
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ from nightfold.difference import Corner, Question, Record
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate, Experiment, PlanChoice
 from nightfold.foldplan import FoldPlan
-from nightfold.foldresult import FoldJob, FoldResult, Scores, folder_of
+from nightfold.foldresult import FoldJob, folder_of
 from nightfold.scaling import Scaler
 from nightfold.statistics import corrected_resampled_t, corrected_unpaired_t
-from nightfold.store import Store, sha256_file, write_json
+from nightfold.store import Store, write_json
 from nightfold.summary import DatasetFacts
 from nightfold.training import ENGINE
 
@@ -96,23 +96,18 @@ def night(store, digits, write_night, write_scores):
     return leave
 
 
-def train(corner: Corner, accuracies):
-    """Leave in the store what training the corner would."""
-    plan = corner.data.plan
-    for key, accuracy in zip(corner.keys, accuracies, strict=True):
-        folder = folder_of(corner.data.store, key)
-        folder.mkdir(parents=True)
-        np.save(folder / "probabilities.npy", np.full((2, 10), 0.1, np.float32))
-        scores = Scores(
-            seed=1, n_train=plan.n_rows * 4 // 5, n_test=plan.n_rows // 5, accuracy=accuracy,
-            loss=0.3, log_loss=0.3, brier=0.2, ece=0.1, macro_f1=accuracy, epochs=2,
-            train_seconds=SECONDS, images_per_second=100, peak_rss_bytes=1, parameters=1,
-            started_at=FIRST, finished_at=FIRST, host="h", code_version="1",
-            tensorflow_version="2", keras_version="3",
-        )  # fmt: skip
-        sha256 = sha256_file(folder / "probabilities.npy")
-        result = FoldResult(key=key, scores=scores, history=(), probabilities_sha256=sha256)
-        write_json(folder / "result.json", result.model_dump(mode="json"))
+@pytest.fixture
+def train(leave_fold):
+    def train(corner: Corner, accuracies):
+        """Leave in the store what training the corner would."""
+        n_test = corner.data.plan.n_rows // 5
+        for key, accuracy in zip(corner.keys, accuracies, strict=True):
+            leave_fold(
+                corner.data.store, key, accuracy=accuracy, seconds=SECONDS,
+                n_train=4 * n_test, n_test=n_test,
+            )  # fmt: skip
+
+    return train
 
 
 def answer(question, minutes=0.0, trained=()):
@@ -149,7 +144,7 @@ def test_if_only_the_seed_changed_everything_else_is_exactly_zero(store, night, 
     assert [corner.corner for corner in found.corners] == ["AAAA", "BBBB"]
 
 
-def test_all_parts_sum_up_to_the_whole(all_changed, accuracies):
+def test_all_parts_sum_up_to_the_whole(all_changed, accuracies, train):
     a, data, recipe, b = (accuracies[i] for i in (0, 1, 2, 4))
     train(all_changed.path[2], data)
     train(all_changed.path[3], recipe)
@@ -169,7 +164,7 @@ def test_all_parts_sum_up_to_the_whole(all_changed, accuracies):
     ]
 
 
-def test_other_rows_are_not_paired_and_the_same_are(all_changed, accuracies):
+def test_other_rows_are_not_paired_and_the_same_are(all_changed, accuracies, train):
     train(all_changed.path[2], accuracies[1])
     train(all_changed.path[3], accuracies[2])
     steps = steps_of(answer(all_changed))
@@ -226,7 +221,7 @@ def test_the_budget_is_spent_in_the_order_of_the_way(all_changed):
     assert all_changed.minutes(all_changed.path[2], 2) == pytest.approx(10 * 5 / 2 / 60)
 
 
-def test_folds_that_are_there_already_cost_nothing(all_changed, accuracies):
+def test_folds_that_are_there_already_cost_nothing(all_changed, accuracies, train):
     corner = all_changed.path[2]
     train(corner, accuracies[1])
     (folder_of(corner.data.store, corner.keys[3]) / "result.json").unlink()
@@ -234,7 +229,7 @@ def test_folds_that_are_there_already_cost_nothing(all_changed, accuracies):
     assert all_changed.minutes(corner, 2) == pytest.approx(5 / 2 / 60)
 
 
-def test_what_is_left_out_leaves_the_rest_exact(all_changed, accuracies):
+def test_what_is_left_out_leaves_the_rest_exact(all_changed, accuracies, train):
     train(all_changed.path[2], accuracies[1])
     found = answer(all_changed, trained=[all_changed.path[2]])
     assert [step.reading == "not measured" for step in found.steps] == [False, False, True, True]
@@ -242,7 +237,7 @@ def test_what_is_left_out_leaves_the_rest_exact(all_changed, accuracies):
     assert [c.source for c in found.corners][1:3] == ["trained", "left out"]
 
 
-def test_the_part_of_the_code_is_the_old_recipe_trained_anew(store, night, accuracies):
+def test_the_part_of_the_code_is_the_old_recipe_trained_anew(store, night, accuracies, train):
     night(accuracies[0], code={"engine": 1})
     night(accuracies[1], of=experiment(seed=2))
     question = Question.read(store)

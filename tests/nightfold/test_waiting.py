@@ -1,6 +1,7 @@
 """Folds are taken in the order that leaves no core idle while the last ones run."""
 
 import heapq
+import math
 from itertools import chain, count, product
 
 import pyarrow as pa
@@ -10,22 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightfold.experiment import Candidate
-from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.foldresult import FoldHandle
 from nightfold.store import Store
 from nightfold.waiting import Waiting, plan, seconds_before
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
 DEEP = Candidate(name="deep", architecture="deep", epochs=1)
-
-
-def jobs(artifacts, *candidates, folds=2):
-    """Folds with what decides their order, and nothing else."""
-    return [
-        FoldJob.model_construct(candidate=candidate, repeat=1, fold=fold, artifacts=str(artifacts))
-        for candidate in candidates
-        for fold in range(1, folds + 1)
-    ]
 
 
 def done(job, seconds):
@@ -82,38 +74,40 @@ def clock():
     return Clock()
 
 
-def test_without_an_earlier_night_a_fold_of_each_candidate_goes_first_then_most_epochs(tmp_path):
-    waiting = Waiting(jobs(tmp_path, DEEP, SHORT, LONG))
+def test_without_an_earlier_night_a_fold_of_each_candidate_goes_first_then_most_epochs(
+    tmp_path, fold_jobs
+):
+    waiting = Waiting(fold_jobs(tmp_path, DEEP, SHORT, LONG))
     assert names(waiting) == ["long", "short", "deep", "long", "short", "deep"]
 
 
-def test_candidates_take_as_long_as_in_earlier_nights(tmp_path):
+def test_candidates_take_as_long_as_in_earlier_nights(tmp_path, fold_jobs):
     remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
-    assert names(Waiting(jobs(tmp_path, SHORT, LONG))) == ["short", "short", "long", "long"]
+    assert names(Waiting(fold_jobs(tmp_path, SHORT, LONG))) == ["short", "short", "long", "long"]
 
 
-def test_what_was_never_timed_may_be_the_longest(tmp_path):
+def test_what_was_never_timed_may_be_the_longest(tmp_path, fold_jobs):
     remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
-    assert names(Waiting(jobs(tmp_path, SHORT, LONG, DEEP)))[:2] == ["deep", "deep"]
+    assert names(Waiting(fold_jobs(tmp_path, SHORT, LONG, DEEP)))[:2] == ["deep", "deep"]
 
 
-def test_a_fold_of_this_run_says_more_than_earlier_nights(tmp_path):
+def test_a_fold_of_this_run_says_more_than_earlier_nights(tmp_path, fold_jobs):
     remember(tmp_path, "2024-01-01", short=9.0, long=1.0)
-    waiting = Waiting(jobs(tmp_path, SHORT, LONG, folds=3), at_once=1)
+    waiting = Waiting(fold_jobs(tmp_path, SHORT, LONG, folds=3), at_once=1)
     first, second = waiting.take(), waiting.take()
     assert [job.candidate.name for job in (first, second)] == ["short", "short"]
     waiting.ended(first.label, done(first, seconds=0.5))
     assert names(waiting) == ["long"]
 
 
-def test_folds_of_an_earlier_round_have_been_timed(tmp_path):
-    due = jobs(tmp_path, SHORT, LONG, DEEP)
+def test_folds_of_an_earlier_round_have_been_timed(tmp_path, fold_jobs):
+    due = fold_jobs(tmp_path, SHORT, LONG, DEEP)
     earlier = [done(due[0], 1), done(due[2], 2), done(due[4], 3)]
     assert names(Waiting(due[1::2], earlier)) == ["deep", "long", "short"]
 
 
-def test_one_fold_more_than_are_trained_at_once_is_due(tmp_path):
-    waiting = Waiting(jobs(tmp_path, SHORT, LONG, DEEP), at_once=2)
+def test_one_fold_more_than_are_trained_at_once_is_due(tmp_path, fold_jobs):
+    waiting = Waiting(fold_jobs(tmp_path, SHORT, LONG, DEEP), at_once=2)
     first, *rest = (waiting.take() for _ in range(3))
     assert len(rest) == 2
     assert not waiting.due
@@ -121,26 +115,56 @@ def test_one_fold_more_than_are_trained_at_once_is_due(tmp_path):
     assert len(names(waiting)) == 1
 
 
-def test_folds_that_longest_first_would_not_halve_evenly_end_together(tmp_path, clock):
+def test_a_fold_may_overtake_the_one_handed_out_before_it(tmp_path, fold_jobs):
+    """Prefect submits from several threads, so the third may run before the second."""
+    waiting = Waiting(fold_jobs(tmp_path, SHORT, LONG, DEEP), at_once=2)
+    first, second, third = (waiting.take() for _ in range(3))
+    waiting.ended(third.label, done(third, 1))
+    waiting.ended(second.label, done(second, 1))
+    waiting.ended(first.label, done(first, 1))
+    assert len(names(waiting)) == 3
+
+
+def test_folds_whose_results_are_on_the_disk_take_no_time_and_time_their_candidate(
+    tmp_path, fold_jobs, leave_fold
+):
+    due = fold_jobs(tmp_path, SHORT, LONG, DEEP)
+    for job, seconds in ((due[0], 9.0), (due[3], 2.0), (due[5], 5.0)):
+        leave_fold(Store(tmp_path), job.key, seconds=seconds, n_train=8, n_test=2)
+    waiting = Waiting(due)
+    taken = [waiting.take().label for _ in due]
+    assert taken[:3] == [due[0].label, due[3].label, due[5].label]
+    assert taken[3:] == [due[1].label, due[4].label, due[2].label]
+
+
+def test_of_very_many_folds_the_longest_go_first(tmp_path, fold_jobs, clock, monkeypatch):
+    remember(tmp_path, "2024-01-01", long=7.0, short=5.0)
+    due = [*fold_jobs(tmp_path, SHORT, folds=3), *fold_jobs(tmp_path, LONG, folds=2)]
+    assert Waiting(due, (), 2, clock).take().candidate.name == "short"
+    monkeypatch.setattr("nightfold.waiting.PLANNED", 4)
+    assert Waiting(due, (), 2, clock).take().candidate.name == "long"
+
+
+def test_folds_that_longest_first_would_not_halve_evenly_end_together(tmp_path, fold_jobs, clock):
     """Two of 7 and three of 5 with longest first: 7 + 5 + 5 and 7 + 5, a worker idle for 5."""
     remember(tmp_path, "2024-01-01", long=7.0, short=5.0)
-    due = [*jobs(tmp_path, LONG, folds=2), *jobs(tmp_path, SHORT, folds=3)]
+    due = [*fold_jobs(tmp_path, LONG, folds=2), *fold_jobs(tmp_path, SHORT, folds=3)]
     ends = run(Waiting(due, (), 2, clock), 2, clock, {"long": 7, "short": 5})
     assert sorted(end for _, end in ends)[-2:] == [14, 15]
 
 
-def test_the_tutorials_folds_leave_hardly_a_core_idle(tmp_path, clock):
+def test_the_tutorials_folds_leave_hardly_a_core_idle(tmp_path, fold_jobs, clock):
     """Longest first would end at 388 of 375 (seconds of two workers, as they were measured)."""
     remember(tmp_path, "2024-01-01", short=36.0, long=44.0, deep=70.0)
-    due = jobs(tmp_path, SHORT, LONG, DEEP, folds=5)
+    due = fold_jobs(tmp_path, SHORT, LONG, DEEP, folds=5)
     ends = run(Waiting(due, (), 2, clock), 2, clock, {"short": 36, "long": 44, "deep": 70})
     assert max(end for _, end in ends) <= 380
 
 
-def test_of_equally_good_ones_the_longest_goes_first(tmp_path, clock):
+def test_of_equally_good_ones_the_longest_goes_first(tmp_path, fold_jobs, clock):
     """Whatever is not as expected is then made up for by the short ones that are left."""
     remember(tmp_path, "2024-01-01", short=1.0, long=4.0)
-    waiting = Waiting(jobs(tmp_path, SHORT, LONG, folds=4), (), 1, clock)
+    waiting = Waiting(fold_jobs(tmp_path, SHORT, LONG, folds=4), (), 1, clock)
     began = [name for name, _ in run(waiting, 1, clock, {"short": 1, "long": 4})]
     assert began == ["long"] * 4 + ["short"] * 4
 
@@ -151,12 +175,12 @@ def test_of_equally_good_ones_the_longest_goes_first(tmp_path, clock):
     workers=st.integers(1, 4),
 )
 def test_it_is_as_good_as_longest_first_when_folds_take_what_they_took(
-    tmp_path_factory, seconds, folds, workers
+    tmp_path_factory, fold_jobs, seconds, folds, workers
 ):
     artifacts, clock = tmp_path_factory.mktemp("a"), Clock()
     of = dict(zip(("short", "long", "deep"), map(float, seconds), strict=True))
     remember(artifacts, "2024-01-01", **of)
-    waiting = Waiting(jobs(artifacts, SHORT, LONG, DEEP, folds=folds), (), workers, clock)
+    waiting = Waiting(fold_jobs(artifacts, SHORT, LONG, DEEP, folds=folds), (), workers, clock)
     ends = [0.0] * workers
     for each in sorted((each for each in of.values() for _ in range(folds)), reverse=True):
         heapq.heapreplace(ends, ends[0] + each)
@@ -192,6 +216,7 @@ def test_a_score_file_that_is_damaged_does_not_stop_the_night(tmp_path):
     (day / "torn.parquet").write_bytes(b"PAR1junk")
     (day / ".part-torn.parquet").write_bytes(b"")
     pq.write_table(pa.table({"other": [1]}), day / "other.parquet")
-    nothing = pa.table({"candidate_digest": ["d"], "train_seconds": pa.array([None], pa.float64())})
+    no_times = pa.array([None, math.nan, -1.0, math.inf], pa.float64())
+    nothing = pa.table({"candidate_digest": [SHORT.digest] * 4, "train_seconds": no_times})
     pq.write_table(nothing, day / "nothing.parquet")
     assert seconds_before(Store(tmp_path).scores) == {SHORT.digest: 4.0}

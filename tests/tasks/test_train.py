@@ -6,41 +6,14 @@ from threading import Event
 
 import pytest
 
-from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
-from nightfold.foldplan import PlanHandle
-from nightfold.foldresult import FoldHandle, FoldJob
-from nightfold.scaling import Scaler
+from nightfold.foldresult import FoldHandle
 from nightfold.waiting import Waiting
 from tasks.train import hand_out, train_all
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
 DEEP = Candidate(name="deep", architecture="deep", epochs=1)
-
-
-def jobs(artifacts, *candidates):
-    return [
-        FoldJob(
-            candidate=candidate,
-            dataset=DatasetHandle(path="d", digest="d" * 64, name="d", n_train=10, n_test=10),
-            plan=PlanHandle(
-                path="p",
-                digest="p" * 64,
-                folds=2,
-                repeats=1,
-                n_rows=10,
-                repeat_digests=("p" * 64,),
-            ),
-            scaler=Scaler(name="none"),
-            repeat=1,
-            fold=fold,
-            seed=1,
-            artifacts=str(artifacts),
-        )
-        for candidate in candidates
-        for fold in (1, 2)
-    ]
 
 
 def fold(job, seconds):
@@ -85,8 +58,8 @@ class Pool(ThreadPoolExecutor):
         return fold(job, seconds)
 
 
-def test_the_longest_folds_do_not_come_last_once_they_were_timed(tmp_path):
-    asked = [*jobs(tmp_path, SHORT), *jobs(tmp_path, LONG), *jobs(tmp_path, DEEP)]
+def test_the_longest_folds_do_not_come_last_once_they_were_timed(tmp_path, fold_jobs):
+    asked = [*fold_jobs(tmp_path, SHORT), *fold_jobs(tmp_path, LONG), *fold_jobs(tmp_path, DEEP)]
     with Pool(1, short=1, long=5, deep=20) as pool:
         ended = dict(hand_out(pool, Waiting(asked, at_once=1)))
     assert sorted(ended) == sorted(job.label for job in asked)
@@ -95,37 +68,37 @@ def test_the_longest_folds_do_not_come_last_once_they_were_timed(tmp_path):
     assert pool.began[-1] == "short"
 
 
-def test_one_fold_more_than_there_are_workers_is_handed_out(tmp_path):
+def test_one_fold_more_than_there_are_workers_is_handed_out(tmp_path, fold_jobs):
     with Pool(2, before=3, short=10, long=10) as pool:
-        list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG), at_once=2)))
+        list(hand_out(pool, Waiting(fold_jobs(tmp_path, SHORT, LONG), at_once=2)))
     assert pool.unfinished[:3] == [0, 1, 2]
     assert pool.unfinished[3] < 3
 
 
-def test_a_fold_that_ended_is_replaced_before_anything_is_made_of_it(tmp_path):
+def test_a_fold_that_ended_is_replaced_before_anything_is_made_of_it(tmp_path, fold_jobs):
     with Pool(1, short=1, long=1) as pool:
         handed_out = [
             len(pool.futures)
-            for _ in hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG), at_once=1))
+            for _ in hand_out(pool, Waiting(fold_jobs(tmp_path, SHORT, LONG), at_once=1))
         ]
     assert handed_out[0] >= 3  # the one that ended, the one that runs and the one behind it
 
 
-def test_a_scheduler_with_workers_of_its_own_gets_all_folds_at_once(tmp_path):
+def test_a_scheduler_with_workers_of_its_own_gets_all_folds_at_once(tmp_path, fold_jobs):
     with Pool(1, before=4, short=1, long=1) as pool:
-        list(hand_out(pool, Waiting(jobs(tmp_path, SHORT, LONG))))
+        list(hand_out(pool, Waiting(fold_jobs(tmp_path, SHORT, LONG))))
     assert pool.unfinished == [0, 1, 2, 3]
 
 
-def test_behind_a_fold_that_failed_nothing_is_handed_out(tmp_path):
-    many = [job for _ in range(5) for job in jobs(tmp_path, SHORT)]
+def test_behind_a_fold_that_failed_nothing_is_handed_out(tmp_path, fold_jobs):
+    many = [job for _ in range(5) for job in fold_jobs(tmp_path, SHORT)]
     with Pool(1, short=0) as pool, pytest.raises(RuntimeError, match="broken"):
         list(hand_out(pool, Waiting(many, at_once=1)))
     assert len(pool.began) == 2
 
 
-def test_one_recipe_under_two_names_has_folds_under_both(tmp_path):
-    asked = jobs(tmp_path, SHORT, SHORT.model_copy(update={"name": "twin"}))
+def test_one_recipe_under_two_names_has_folds_under_both(tmp_path, fold_jobs):
+    asked = fold_jobs(tmp_path, SHORT, SHORT.model_copy(update={"name": "twin"}))
     with Pool(2, short=1, twin=1) as pool:
         ended = dict(hand_out(pool, Waiting(asked, at_once=2)))
     assert {label: handle.candidate for label, handle in ended.items()} == {
@@ -134,9 +107,11 @@ def test_one_recipe_under_two_names_has_folds_under_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_who_asks_sees_all_folds_that_are_done_while_some_are_not(tmp_path, prefect_server):
-    asked, seen = jobs(tmp_path, SHORT, LONG), []
-    earlier = [fold(job, seconds=1.0) for job in jobs(tmp_path, DEEP)]
+def test_who_asks_sees_all_folds_that_are_done_while_some_are_not(
+    tmp_path, fold_jobs, prefect_server
+):
+    asked, seen = fold_jobs(tmp_path, SHORT, LONG), []
+    earlier = [fold(job, seconds=1.0) for job in fold_jobs(tmp_path, DEEP)]
     with Pool(1, short=1, long=1) as pool:
         train_all(pool, asked, at_once=1, earlier=earlier, on_fold=seen.append)
     assert [len(folds) for folds in seen] == [2, 3, 4, 5]
