@@ -1,12 +1,11 @@
-"""Fitting: an epoch through `keras.Model.fit`, for models with a train step of their own.
+"""Fitting: an epoch through `keras.Model.fit`, for models that `nightfold.graphs` cannot train.
 
-Slower than the graphs of `nightfold.graphs`, which know nothing of such a step; same rows, same
-order, same learning rates, so checkpoints and scores mean the same.
+Slower; same rows, same order, same learning rates, so checkpoints and scores mean the same.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,28 +14,44 @@ from numpy.typing import NDArray
 from nightfold.augmentation import augment
 from nightfold.experiment import Candidate
 from nightfold.graphs import Rows, gather
-
-log = logging.getLogger(__name__)
-
-
-def needs_fit(model: Any) -> bool:
-    """Whether the model's class has a train step of its own."""
-    import keras
-
-    return type(model).train_step is not keras.Model.train_step
+from nightfold.model import has_own_step
 
 
-def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, rows: Rows, seed: int) -> Any:
+def why_fit(model: Any) -> str | None:
+    """Why the model is left to Keras's fit, as the rest of a sentence about it; None if it is not.
+
+    Below float32, Keras multiplies losses so that small gradients are not lost, and casts here and
+    there.
+    """
+    if has_own_step(model):
+        return "has a train step or a loss of its own"
+    if any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers()):
+        return "computes in less than float32"
+    return None
+
+
+def fit_epoch(
+    model: Any,
+    optimizer: Any,
+    candidate: Candidate,
+    rows: Rows,
+    seed: int,
+    evaluate: Callable[[NDArray[np.int64]], tuple[Any, float | None, float | None]],
+) -> Any:
     """Function that trains one epoch; same arguments and results as `graphs.in_calls`.
 
     Parameters
     ----------
     model : keras.Model
+        Its optimizer is `optimizer` afterwards, or one around it.
     optimizer : keras.optimizers.Optimizer
     candidate : Candidate
     rows : Rows
     seed : int
         Of the augmentation.
+    evaluate : callable
+        Rows in; probabilities, mean loss and accuracy out. Asked for the loss and the accuracy on
+        the rows trained on if the model's own train step does not tell them.
 
     Returns
     -------
@@ -45,13 +60,9 @@ def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, rows: Rows, seed
     """
     import keras
 
-    log.warning(
-        "%s has a train step of its own and is trained through Keras's fit, which is slower.",
-        candidate.name,
-    )
     model.compile(
         optimizer=optimizer,
-        loss=model.loss if model.compiled else "sparse_categorical_crossentropy",
+        loss=model.loss if model.compiled else _cross_entropy(candidate.label_smoothing),
         metrics=["sparse_categorical_accuracy"],
     )
 
@@ -63,15 +74,43 @@ def fit_epoch(model: Any, optimizer: Any, candidate: Candidate, rows: Rows, seed
                 return len(rates)
 
             def __getitem__(self, i: int) -> tuple[Any, NDArray[np.int64]]:
-                optimizer.learning_rate.assign(rates[i])
                 chosen = order[i * candidate.batch_size : (i + 1) * candidate.batch_size]
                 x, y = gather(*rows.of(chosen))
                 if candidate.augmentation is not None:
                     x = augment(x, candidate.augmentation, seed, first_step + i)
                 return x.numpy(), y.numpy().astype(np.int64)  # as a snapshot has them
 
-        history = model.fit(Batches(), epochs=1, shuffle=False, verbose=0).history
+        class Rates(keras.callbacks.Callback):  # type: ignore[misc]
+            # Not with the batch, which Keras fetches some steps before it is trained on.
+            def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+                optimizer.learning_rate.assign(rates[batch])
+
+        history = model.fit(
+            Batches(), epochs=1, shuffle=False, verbose=0, callbacks=[Rates()]
+        ).history
+        figures = {name: values[-1] for name, values in history.items()}
+        if not {"loss", "sparse_categorical_accuracy"} <= figures.keys():
+            _, loss, accuracy = evaluate(order)
+            figures = {"loss": loss, "sparse_categorical_accuracy": accuracy} | figures
         n = len(order)
-        return history["loss"][-1] * n, history["sparse_categorical_accuracy"][-1] * n
+        return figures["loss"] * n, figures["sparse_categorical_accuracy"] * n
 
     return epoch
+
+
+def _cross_entropy(label_smoothing: float | None) -> Any:
+    """What `graphs` minimises, as a loss that can be compiled."""
+    import keras
+
+    if not label_smoothing:
+        return "sparse_categorical_crossentropy"
+
+    def smoothed(y: Any, probabilities: Any) -> Any:
+        labels = keras.ops.reshape(keras.ops.cast(y, "int32"), [-1])
+        return keras.losses.categorical_crossentropy(
+            keras.ops.one_hot(labels, probabilities.shape[-1]),
+            probabilities,
+            label_smoothing=label_smoothing,
+        )
+
+    return smoothed

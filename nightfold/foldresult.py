@@ -14,6 +14,7 @@ import platform
 import resource
 import shutil
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -204,8 +205,13 @@ class FoldJob(BaseModel):
             train_seconds=result.scores.train_seconds,
         )
 
-    def run(self) -> FoldHandle:
+    def run(self, on_note: Callable[[str], None] | None = None) -> FoldHandle:
         """Train and score the fold, or continue, or find it done.
+
+        Parameters
+        ----------
+        on_note : callable, optional
+            As in `nightfold.training.train`; what it is called with is in the run's log as well.
 
         Returns
         -------
@@ -217,15 +223,20 @@ class FoldJob(BaseModel):
             return handle
         self._tell("fold started")
         try:
-            handle = self._train()
+            handle = self._train(on_note)
         except Exception as error:
             self._tell("fold failed", level="ERROR", error=f"{type(error).__name__}: {error}")
             raise
         self._tell("fold finished", accuracy=handle.accuracy, train_seconds=handle.train_seconds)
         return handle
 
-    def _train(self) -> FoldHandle:
+    def _train(self, on_note: Callable[[str], None] | None) -> FoldHandle:
         from nightfold.training import train
+
+        def note(sentence: str) -> None:
+            self._tell(sentence, level="WARNING")
+            if on_note is not None:
+                on_note(sentence)
 
         started_at = datetime.now(UTC)
         dataset = self.dataset.open()
@@ -242,6 +253,7 @@ class FoldJob(BaseModel):
             seed=self.fold_seed,
             checkpoint=self.folder / CHECKPOINT,
             on_epoch=self._tell_progress,
+            on_note=note,
         )
         labels = dataset.train.labels[scored_rows]
         scores = _score(

@@ -2,7 +2,7 @@
 
 Rewrites change the order of operations, never the function: the weights are the model's own and
 stay where they are. A layer or a pair of layers that is not exactly the known one is called as it
-is, so any functional Keras model goes through. Scoring and prediction call the model itself.
+is by Keras, so any model goes through. Scoring and prediction call the model itself.
 """
 
 from __future__ import annotations
@@ -41,34 +41,71 @@ def training_pass(model: Any) -> Callable[[Any], Any]:
 
     if not isinstance(model, Functional) or type(model).call is not Functional.call:
         return lambda images: model(images, training=True)
+    plain = _plain_layers(model)
     rewrites = (
-        _fewer_products(model)
-        | _bias_behind_pooling(model)
-        | _fused_batch_norm(model)
-        | _wide_dense(model)
+        _fewer_products(plain)
+        | _bias_behind_pooling(plain)
+        | _fused_batch_norm(plain)
+        | _wide_dense(plain)
     )
-    read = _pixels_read(model)
+    read = _pixels_read(plain)
+    run_through_graph = model._run_through_graph
 
-    def run(images: Any) -> Any:
+    def rewritten(inputs: Any, operation_fn: Callable[[Layer], Any]) -> Any:
         def operation(layer: Layer) -> Callable[..., Any]:
-            call = rewrites.get(id(layer)) or _in_training(layer)
+            call = rewrites.get(id(layer)) or operation_fn(layer)
             return partial(_call_on, read[id(layer)], call) if id(layer) in read else call
 
-        return model._run_through_graph(images, operation_fn=operation)
+        return run_through_graph(inputs, operation_fn=operation)
+
+    def run(images: Any) -> Any:
+        # Called as a whole, so that losses of layers, masks and dtypes are Keras's business.
+        object.__setattr__(model, "_run_through_graph", rewritten)
+        try:
+            return model(images, training=True)
+        finally:
+            object.__delattr__(model, "_run_through_graph")
 
     return run
 
 
-def _in_training(layer: Layer) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if getattr(layer, "_call_has_training_arg", False):
-            kwargs["training"] = True
-        return layer(*args, **kwargs)
+def _plain_layers(model: Any) -> list[Layer]:
+    """Layers that compute from one tensor, once, what their class is known for, and no more.
 
-    return call
+    Not so if a layer has a penalty on its output, an activation that looks at more than one channel
+    vector at a time, adapters, another dtype than its input or less than float32, or was called
+    with an argument of its own, such as ``training=False``.
+    """
+    calls: dict[int, list[Any]] = {}
+    for nodes in model._nodes_by_depth.values():
+        for node in nodes:
+            calls.setdefault(id(node.operation), []).append(node)
+    return [layer for layer in model.layers if _is_plain(layer, calls.get(id(layer), []))]
 
 
-def _pixels_read(model: Any) -> dict[int, tuple[int, int]]:
+def _is_plain(layer: Layer, calls: list[Any]) -> bool:
+    if len(calls) != 1:
+        return False
+    (given, *more), named = calls[0].arguments.args or (None,), calls[0].arguments.kwargs
+    return (
+        getattr(given, "dtype", None) == layer.compute_dtype
+        and layer.compute_dtype in ("float32", "float64")
+        and not any(value is not None for value in (*more, *named.values()))
+        and layer.activity_regularizer is None
+        and _is_pointwise(getattr(layer, "activation", None))
+        and getattr(layer, "quantization_mode", None) is None
+        and not getattr(layer, "lora_enabled", False)
+    )
+
+
+def _is_pointwise(activation: Any) -> bool:
+    """Whether it is one of Keras's functions: of a pixel they see its channels and nothing else."""
+    from keras import activations
+
+    return activation is None or activation in vars(activations).values()
+
+
+def _pixels_read(plain: list[Layer]) -> dict[int, tuple[int, int]]:
     """Rows and columns of its input that matter, for the first layer of some chains, by `id`.
 
     Windows that do not fit leave the last rows and columns out: pooling 9 x 9 pixels by 2 reads
@@ -76,7 +113,7 @@ def _pixels_read(model: Any) -> dict[int, tuple[int, int]]:
     computed by the layers before it, so the first of them gets only what reaches the last one's
     output. That output stays, and so do gradients: those of pixels nobody reads are zero.
     """
-    sliding = {id(layer): layer for layer in model.layers if _slides(layer)}
+    sliding = {id(layer): layer for layer in plain if _slides(layer)}
     behind = {
         key: consumer
         for key, layer in sliding.items()
@@ -102,7 +139,6 @@ def _slides(layer: Layer) -> bool:
         type(layer) in (layers.Conv2D, layers.MaxPooling2D, layers.AveragePooling2D)
         and layer.padding == "valid"
         and layer.data_format == "channels_last"
-        and layer.activity_regularizer is None
         and None not in layer.input.shape[1:3]
     )
 
@@ -122,7 +158,7 @@ def _call_on(sides: tuple[int, int], call: Callable[..., Any], x: Any, **kwargs:
     return call(x[:, :height, :width, :], **kwargs)
 
 
-def _fewer_products(model: Any) -> Rewrites:
+def _fewer_products(plain: list[Layer]) -> Rewrites:
     """Convolutions of 3 x 3 windows as products at points (`nightfold.winograd`)."""
     from keras import layers
 
@@ -138,11 +174,8 @@ def _fewer_products(model: Any) -> Rewrites:
 
     return {
         id(layer): partial(call, layer)
-        for layer in model.layers
-        if type(layer) is layers.Conv2D
-        and _is_plain(layer)
-        and layer.data_format == "channels_last"
-        and layer.activity_regularizer is None
+        for layer in plain
+        if type(layer) is layers.Conv2D and layer.data_format == "channels_last"
     }
 
 
@@ -197,7 +230,7 @@ def _winograd_pays(layer: Layer, x: Any) -> bool:
     )
 
 
-def _bias_behind_pooling(model: Any) -> Rewrites:
+def _bias_behind_pooling(plain: list[Layer]) -> Rewrites:
     """Convolution, bias, ReLU, max-pooling: bias and ReLU on the pooled quarter alone.
 
     Adding a constant and ReLU are monotone, in floating point too, so the largest of a window is
@@ -207,16 +240,15 @@ def _bias_behind_pooling(model: Any) -> Rewrites:
     from keras import activations, layers
 
     rewrites: Rewrites = {}
-    for convolution in model.layers:
+    for convolution in plain:
         pooling = _only_consumer(convolution)
         if (
             type(convolution) is not layers.Conv2D
             or type(pooling) is not layers.MaxPooling2D
+            or pooling not in plain
             or convolution.activation is not activations.relu
             or not convolution.use_bias
-            or convolution.activity_regularizer is not None
             or "channels_first" in (convolution.data_format, pooling.data_format)
-            or not _is_plain(convolution)
         ):
             continue
 
@@ -227,7 +259,7 @@ def _bias_behind_pooling(model: Any) -> Rewrites:
     return rewrites
 
 
-def _fused_batch_norm(model: Any) -> Rewrites:
+def _fused_batch_norm(plain: list[Layer]) -> Rewrites:
     """Batch normalisation of images as one operation forward and one backward, in float32 only.
 
     Its sums over a batch are less exact than Keras's: on 32 images of 26 x 26 they are off by 5e-5
@@ -237,7 +269,7 @@ def _fused_batch_norm(model: Any) -> Rewrites:
 
     return {
         id(layer): partial(_normalize_batch, layer)
-        for layer in model.layers
+        for layer in plain
         if type(layer) is layers.BatchNormalization
         and layer.trainable
         and layer.compute_dtype == "float32"
@@ -255,7 +287,7 @@ def _normalize_batch(layer: Layer, x: Any, mask: Any = None) -> Any:
     """
     import tensorflow as tf
 
-    if mask is not None:
+    if mask is not None or getattr(x, "_keras_mask", None) is not None:
         return layer(x, mask=mask, training=True)
     n_channels = x.shape[-1]
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -276,15 +308,14 @@ def _normalize_batch(layer: Layer, x: Any, mask: Any = None) -> Any:
     return y
 
 
-def _wide_dense(model: Any) -> Rewrites:
+def _wide_dense(plain: list[Layer]) -> Rewrites:
     """Dense layers whose gradient of the input is not computed against a transposed kernel."""
     from keras import layers
 
     return {
         id(layer): partial(_multiply, layer)
-        for layer in model.layers
+        for layer in plain
         if type(layer) is layers.Dense
-        and _is_plain(layer)
         and len(layer.input.shape) == 2
         and layer.kernel.shape[0] * layer.kernel.shape[1] >= WIDE
     }
@@ -318,12 +349,3 @@ def _only_consumer(layer: Layer) -> Layer:
         return None
     consumer = layer._outbound_nodes[0].operation
     return consumer if len(consumer._inbound_nodes) == 1 else None
-
-
-def _is_plain(layer: Layer) -> bool:
-    """Whether the layer computes with the weights it was made with, as they are."""
-    return (
-        layer.compute_dtype in ("float32", "float64")
-        and getattr(layer, "quantization_mode", None) is None
-        and not getattr(layer, "lora_enabled", False)
-    )

@@ -121,8 +121,9 @@ def epoch_graph(
     -------
     callable
         ``(*Rows.of(order), rates float32 (steps,), first_step int32)`` in, sum of the losses over
-        rows (float64) and number of rows predicted right (int32) out. The last step of an epoch is
-        smaller if the batch size does not divide its rows; a call takes whole batches otherwise.
+        rows (float64; with the penalties of layers, as Keras tells it) and number of rows predicted
+        right (int32) out. The last step of an epoch is smaller if the batch size does not divide
+        its rows; a call takes whole batches otherwise.
     """
     import tensorflow as tf
 
@@ -135,12 +136,12 @@ def epoch_graph(
         with tf.GradientTape() as tape:
             probabilities = predict(x)
             loss, penalty = loss_of(x, y, probabilities)
-            total = tf.add_n([loss, *penalty])
+            total = tf.add_n([loss, *(tf.cast(tf.reduce_sum(p), loss.dtype) for p in penalty)])
         gradients = tape.gradient(total, [v.value for v in variables])
         apply_step(optimizer, gradients, variables, rate)
         correct = tf.argmax(probabilities, axis=1, output_type=tf.int32) == y
         n = tf.cast(tf.shape(y)[0], tf.float64)
-        return tf.cast(loss, tf.float64) * n, tf.reduce_sum(tf.cast(correct, tf.int32))
+        return tf.cast(total, tf.float64) * n, tf.reduce_sum(tf.cast(correct, tf.int32))
 
     @tf.function(autograph=False, reduce_retracing=True)
     def epoch(images: Any, labels: Any, order: Any, rates: Any, first_step: Any) -> tuple[Any, Any]:

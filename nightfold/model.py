@@ -6,10 +6,15 @@ Scaling is its first layer, so it takes raw pixels. Nothing is trained or loaded
 from __future__ import annotations
 
 import random
+import re
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nightfold.dataset import Dataset
 from nightfold.errors import UsageError
@@ -45,37 +50,107 @@ def build_model(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: in
         If the architecture does not fit the images or does not give one probability a class.
     """
     import keras
+    from keras.src.random.seed_generator import global_seed_generator
 
     build = find(candidate.architecture)
-    with _BUILDING, _own_random(seed):
+    with _BUILDING, _own_random(seed), _own_settings():
         keras.utils.set_random_seed(seed)
         inputs = keras.Input(dataset.image_shape, dtype="uint8", name="image")
         x = inputs
         for layer in scaler.layers():
             x = layer(x)
         try:
-            built = build(x, dataset.n_classes)
-            own = built if isinstance(built, keras.Model) else None
-            # Called as a function, not as a layer: its layers become the outer model's own.
-            outputs = built if own is None else own.call(x)
-        except (ValueError, TypeError) as error:
+            model = _assembled(candidate, inputs, x, build(x, dataset.n_classes))
+            if not all(layer.built for layer in model._flatten_layers()):
+                # A layer within another one, such as an activation, may have no weights before.
+                model(np.zeros((1, *dataset.image_shape), np.uint8), training=False)
+        except UsageError:
+            raise
+        except Exception as error:  # a function of the user's may raise anything
             shape = "x".join(map(str, dataset.image_shape))
-            first_line = str(error).strip().splitlines()[0]
             raise UsageError(
                 f"The architecture {candidate.architecture!r} cannot be built for images of "
-                f"{shape}: {first_line}"
+                f"{shape}: {told(error, build)}"
             ) from error
-        if tuple(getattr(outputs, "shape", ())) != (None, dataset.n_classes):
+        if model.output_shape != (None, dataset.n_classes):
             raise UsageError(
-                f"The architecture {candidate.architecture!r} returns shape "
-                f"{getattr(outputs, 'shape', None)}; it must return (None, {dataset.n_classes}), "
-                "one probability a class."
+                f"The architecture {candidate.architecture!r} returns shape {model.output_shape}; "
+                f"it must return (None, {dataset.n_classes}), one probability a class."
             )
-        kind = keras.Model if own is None else type(own)
-        model = kind(inputs, outputs, name=candidate.name.replace(".", "_"))
-        if own is not None and own.compiled:
-            model.compile(loss=own.loss)
+        if candidate.label_smoothing and (model.compiled or has_own_step(model)):
+            raise UsageError(
+                f"label_smoothing has no effect on {candidate.name}, whose architecture "
+                f"{candidate.architecture!r} has a loss or a train step of its own: leave it out."
+            )
+        # Layers that draw without a seed share this one: made here, it depends on nothing else.
+        global_seed_generator()
         return model
+
+
+def _assembled(candidate: Candidate, inputs: Any, x: Any, built: Any) -> Any:
+    """One model from raw pixels to what an architecture has made of the scaled ones.
+
+    A model that it returns is called as a function where that says all, so that its layers become
+    the outer model's own, and the outer one is of its class; a model with a `call` of its own
+    becomes a layer.
+    """
+    import keras
+    from keras.src.models.functional import Functional
+
+    if not isinstance(built, keras.Model):
+        if not isinstance(built, keras.KerasTensor):
+            what = (
+                f"{len(built)} outputs" if isinstance(built, list | tuple | dict) else repr(built)
+            )
+            raise UsageError(
+                f"The architecture {candidate.architecture!r} returns {what[:80]}; it must return "
+                "one output or a keras.Model of one, with one probability a class."
+            )
+        return keras.Model(inputs, built, name=_name_of(candidate))
+    own, kind = built, type(built)
+    if kind.call in (Functional.call, keras.Sequential.call):
+        outputs = own.call(x)
+        kind = keras.Model if kind is keras.Sequential else kind
+    elif has_own_step(own):
+        raise UsageError(
+            f"The architecture {candidate.architecture!r} returns a {kind.__name__} that has both "
+            "a call and a train step of its own: make it of inputs and outputs instead of a call."
+        )
+    else:
+        outputs, kind = own(x), keras.Model
+    model = kind(inputs, outputs, name=_name_of(candidate))
+    for name, value in vars(own).items():
+        if kind is type(own) and not name.startswith("_") and name not in vars(model):
+            setattr(model, name, value)  # what its train step may look at
+    if own.compiled and own.loss is not None:
+        model.compile(loss=own.loss)
+    return model
+
+
+def _name_of(candidate: Candidate) -> str:
+    return candidate.name.replace(".", "_")
+
+
+def has_own_step(model: Any) -> bool:
+    """Whether the model's class has a train step of its own, or computes its loss itself."""
+    import keras
+
+    kind = type(model)
+    return kind.train_step is not keras.Model.train_step or (
+        kind.compute_loss is not keras.Model.compute_loss and not model.compiled
+    )
+
+
+def told(error: Exception, function: Callable[..., Any]) -> str:
+    """An error in a user's code in a line: what, and where in the file of `function`."""
+    # Keras puts a line of its own before, and colours, and a list of arguments behind.
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
+    what = next((line for line in lines if line and not line.startswith("Exception enc")), "")
+    if not isinstance(error, ValueError | TypeError):
+        what = f"{type(error).__name__}: {what}"
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    at = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return f"{what} ({Path(file).name}, line {at[-1]})" if file and at else what
 
 
 def averaged(models: list[Any], name: str) -> Any:
@@ -121,3 +196,17 @@ def _own_random(seed: int) -> Iterator[None]:
         yield
     finally:
         random.randint = everybodys
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Undo what an architecture sets for all of Keras, so that no other candidate meets it."""
+    from keras import config
+
+    floatx, policy, order = config.floatx(), config.dtype_policy(), config.image_data_format()
+    try:
+        yield
+    finally:
+        config.set_floatx(floatx)
+        config.set_dtype_policy(policy)
+        config.set_image_data_format(order)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from nightfold import backend
 from nightfold.dataset import Dataset
 from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Candidate
-from nightfold.fitting import fit_epoch, needs_fit
+from nightfold.fitting import fit_epoch, why_fit
 from nightfold.graphs import epoch_graph, evaluation_graph, in_calls, rows_of, score_in_calls
-from nightfold.model import averaged, build_model
+from nightfold.model import averaged, build_model, told
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
+from nightfold.zoo import find
 
-ENGINE = 5
+ENGINE = 6
 """Part of every result's key: raise it when the same candidate would give other numbers."""
 
 
@@ -82,6 +84,7 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train `candidate` on some rows of the training split and score it on others.
 
@@ -103,6 +106,8 @@ def train(
         Called with each finished epoch, after its checkpoint is safe; epochs of an ensemble are
         counted through. An exception it raises leaves the checkpoint as it is; the next call
         continues behind it.
+    on_note : callable, optional
+        Called with a sentence if there is something about the training that one should know.
 
     Returns
     -------
@@ -112,6 +117,8 @@ def train(
     ------
     ValueError
         If a row is in both sets.
+    UsageError
+        If the architecture cannot be built or trained, or gives no probabilities.
     NightfoldError
         If the loss or a weight is no longer a number, or TensorFlow keeps several threads.
     """
@@ -132,6 +139,7 @@ def train(
                 seed=_member_seed(seed, member),
                 checkpoint=checkpoint and checkpoint_of(checkpoint, member),
                 on_epoch=on_epoch and _counted_on(on_epoch, before),
+                on_note=on_note if member == 0 else None,
             )
         )
     return members[0] if len(members) == 1 else _together(members, candidate, dataset, scored_rows)
@@ -163,9 +171,15 @@ def _train_one(
     seed: int,
     checkpoint: Path | None,
     on_epoch: Callable[[Epoch], None] | None,
+    on_note: Callable[[str], None] | None,
 ) -> Trained:
     inner_rows, learning_rows = _set_aside(candidate, train_rows, seed)
     training = _Training(candidate, dataset, scaler, learning_rows, seed)
+    if on_note is not None and training.why_fit is not None:
+        on_note(
+            f"{candidate.name} {training.why_fit} and is trained through Keras's fit, which is "
+            "slower."
+        )
     if checkpoint is not None:
         training.restore(checkpoint)
     while not training.finished:
@@ -175,6 +189,7 @@ def _train_one(
                 f"The training of {candidate.name} diverged in epoch {len(training.history)}: its "
                 "weights are no longer numbers; lower the learning rate."
             )
+        training.require_probabilities()
         if checkpoint is not None:
             training.save(checkpoint)
         if on_epoch is not None:
@@ -237,6 +252,21 @@ def _set_aside(
     return np.sort(shuffled[:n_inner]), np.sort(shuffled[n_inner:])
 
 
+@contextmanager
+def _code_of(architecture: str) -> Iterator[None]:
+    """Tell a mistake in an architecture of the user's own, which shows when its graph is made."""
+    try:
+        yield
+    except (
+        *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
+        *(NotImplementedError, TypeError, ValueError),
+    ) as error:
+        if ":" not in architecture:
+            raise
+        what = told(error, find(architecture))
+        raise UsageError(f"The architecture {architecture!r} cannot be trained: {what}") from error
+
+
 @dataclass
 class _Training:
     """The state that a checkpoint holds, and the graph functions that move it."""
@@ -252,7 +282,10 @@ class _Training:
     weight_sums: list[NDArray[np.float64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        from keras.src.random.seed_generator import global_seed_generator
+
         self.model = build_model(self.candidate, self.scaler, self.dataset, self.seed)
+        self.random = global_seed_generator().state  # of layers that draw without a seed
         self.optimizer = make_optimizer(self.candidate.optimizer)
         self.optimizer.build(self.model.trainable_variables)
         self.steps = -(-len(self.rows) // self.candidate.batch_size)
@@ -265,10 +298,17 @@ class _Training:
         self.sources = rows_of(self.dataset.path)
         evaluate = evaluation_graph(self.model, self.dataset.image_shape)
         self.score_rows = score_in_calls(evaluate, self.sources)
-        if needs_fit(self.model):
+        self.why_fit = why_fit(self.model)
+        if self.why_fit is not None:
             self.train_in = fit_epoch(
-                self.model, self.optimizer, self.candidate, self.sources, self.seed
+                self.model,
+                self.optimizer,
+                self.candidate,
+                self.sources,
+                self.seed,
+                self.evaluate,
             )
+            self.optimizer = self.model.optimizer  # Keras may have put another one around it
         else:
             epoch = epoch_graph(
                 self.model, self.optimizer, self.candidate, self.seed, len(self.rows)
@@ -298,6 +338,19 @@ class _Training:
         numbers = [np.array(losses), probabilities, *self.model.get_weights()]
         return not all(np.isfinite(array).all() for array in numbers)
 
+    def require_probabilities(self) -> None:
+        """Refuse what a network without softmax gives: its scores would mean nothing."""
+        assert self.scored is not None
+        probabilities, _ = self.scored
+        sums = probabilities.sum(axis=1, dtype=np.float64)
+        if not len(sums) or (probabilities.min() >= 0 and abs(sums - 1).max() <= 0.01):
+            return
+        raise UsageError(
+            f"The architecture {self.candidate.architecture!r} gives no probabilities: its outputs "
+            f"go from {probabilities.min():.3g} to {probabilities.max():.3g} and those of an image "
+            f"sum up to {sums[abs(sums - 1).argmax()]:.3g}; end it with softmax."
+        )
+
     def run_epoch(self, scored_rows: NDArray[np.int64], inner_rows: NDArray[np.int64]) -> None:
         """Train one epoch and evaluate it."""
         started = time.perf_counter()
@@ -305,7 +358,8 @@ class _Training:
         # Seeded by the epoch's number, so a resumed training needs no generator's state.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         first, behind = (epoch - 1) * self.steps, epoch * self.steps
-        loss, correct = self.train_in(order, self.rates[first:behind], first)
+        with _code_of(self.candidate.architecture):
+            loss, correct = self.train_in(order, self.rates[first:behind], first)
         probabilities, validation_loss, validation_accuracy = self.evaluate(scored_rows)
         self.scored = probabilities, validation_loss
         if len(inner_rows):
@@ -329,7 +383,8 @@ class _Training:
         """Probabilities, mean loss and accuracy on `rows`; None for both without rows."""
         if not len(rows):
             return np.empty((0, self.dataset.n_classes), np.float32), None, None
-        probabilities, losses = self.score_rows(rows)
+        with _code_of(self.candidate.architecture):
+            probabilities, losses = self.score_rows(rows)
         correct = probabilities.argmax(axis=1) == self.dataset.train.labels[rows]
         return probabilities, float(losses.mean(dtype=np.float64)), float(correct.mean())
 
@@ -347,10 +402,18 @@ class _Training:
 
     def save(self, path: Path) -> None:
         """Write the whole state, atomically; plain arrays, no pickle."""
-        arrays = {f"model_{i:04d}": v.numpy() for i, v in enumerate(self._model_state())}
-        arrays |= {f"optimizer_{i:04d}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
-        arrays |= {f"best_{i:04d}": value for i, value in enumerate(self.best_weights)}
-        arrays |= {f"sum_{i:04d}": value for i, value in enumerate(self.weight_sums)}
+        kept = {
+            "model": [variable.numpy() for variable in self._model_state()],
+            "optimizer": [variable.numpy() for variable in self.optimizer.variables],
+            "best": self.best_weights,
+            "sum": self.weight_sums,
+        }
+        arrays = {
+            # NumPy knows no bfloat16; float32 holds each of its values.
+            f"{name}_{i:04d}": array.astype(np.float32) if array.dtype.kind == "V" else array
+            for name, of_kind in kept.items()
+            for i, array in enumerate(of_kind)
+        }
         history = "[" + ",".join(epoch.model_dump_json() for epoch in self.history) + "]"
         with atomic_file(path) as part, part.open("wb") as file:
             np.savez(
@@ -392,9 +455,12 @@ class _Training:
         return np.array([self.seed, done + 1, done * self.steps])
 
     def _model_state(self) -> list[Any]:
-        """Weights, moving averages and the random state of dropout, but no metrics of a fit."""
+        """Weights, moving averages and all random states, but no metrics of a fit."""
         metrics = {id(variable) for variable in self.model.metrics_variables}
-        return [variable for variable in self.model.variables if id(variable) not in metrics]
+        return [
+            *(variable for variable in self.model.variables if id(variable) not in metrics),
+            self.random,
+        ]
 
     def _average(self) -> None:
         """Add the weights after this epoch to the sums if it is one of the last to be averaged."""

@@ -54,8 +54,9 @@ def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
 )
 def train(job: FoldJob) -> FoldHandle:
     """Train and score one fold; continue where an earlier attempt stopped."""
-    handle = job.run()
-    get_run_logger().info("%s: accuracy %.3f %%", job.label, 100 * handle.accuracy)
+    logger = get_run_logger()
+    handle = job.run(logger.warning)
+    logger.info("%s: accuracy %.3f %%", job.label, 100 * handle.accuracy)
     return handle
 
 

@@ -1,0 +1,341 @@
+"""Networks of a user's own: trained as Keras's fit trains them, or refused in a sentence."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from nightfold.errors import UsageError
+from nightfold.experiment import Augmentation, Candidate, Optimizer, Schedule
+from nightfold.model import build_model
+from nightfold.optimization import make_optimizer
+from nightfold.scaling import Scaler
+from nightfold.training import train
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = """
+import keras
+from keras import layers as L, ops
+
+def head(x, n):
+    return L.Dense(n, activation="softmax")(L.Flatten()(x))
+
+# Losses that layers add, in every place where a rewrite could lose them.
+def penalised_wide_dense(i, n):
+    return head(L.Dense(128, activation="relu", activity_regularizer="l2")(L.Flatten()(i)), n)
+def penalised_batch_norm(i, n):
+    x = L.BatchNormalization(activity_regularizer="l2")(L.Conv2D(4, 3, strides=3)(i))
+    return head(x, n)
+def penalised_pooling(i, n):
+    x = L.Conv2D(4, 3, activation="relu")(i)
+    return head(L.MaxPooling2D(5, activity_regularizer="l2")(x), n)
+def penalised_layer_used_twice(i, n):
+    shared = L.Dense(8, activation="relu", activity_regularizer="l2")
+    return head(L.Add()([shared(L.Flatten()(i[:, :14])), shared(L.Flatten()(i[:, 14:]))]), n)
+def penalised_model_used_twice(i, n):
+    inner = keras.Input((28, 28, 1))
+    part = keras.Model(inner, L.Conv2D(4, 5, strides=4, activity_regularizer="l2")(inner))
+    return head(L.Add()([part(i), part(ops.flip(i, 1))]), n)
+@keras.saving.register_keras_serializable("users")
+class Adds(L.Layer):
+    def call(self, x):
+        self.add_loss(1e-2 * ops.square(x))
+        return x
+def a_loss_that_is_a_tensor(i, n):
+    return head(Adds()(L.Dense(8)(L.Flatten()(i))), n)
+
+# Activations that are not one of Keras's functions.
+def activation_with_weights(i, n):
+    return head(L.MaxPooling2D(5)(L.Conv2D(4, 3, activation=L.PReLU("uniform"))(i)), n)
+def activation_over_pixels(i, n):
+    def centred(x):
+        return ops.tanh(x - ops.mean(x, axis=(1, 2), keepdims=True))
+    return head(L.MaxPooling2D(5)(L.Conv2D(4, 3, activation=centred)(i)), n)
+def activation_that_normalises(i, n):
+    return head(L.MaxPooling2D(5)(L.Conv2D(4, 3, activation=L.GroupNormalization(1))(i)), n)
+
+# How a layer is called.
+def told_that_it_is_not_training(i, n):
+    return head(L.BatchNormalization()(L.Conv2D(4, 3, strides=3)(i), training=False), n)
+def called_by_keyword(i, n):
+    x = L.MaxPooling2D(2)(inputs=L.Conv2D(32, 3, activation="relu")(inputs=i))
+    x = L.Dense(32)(inputs=L.Flatten()(inputs=L.BatchNormalization()(inputs=x)))
+    return L.Dense(n, activation="softmax")(x)
+
+# Other dtypes.
+def half_under_a_wide_head(i, n):
+    x = L.Flatten()(L.Conv2D(32, 3, activation="relu", dtype="mixed_float16")(i))
+    return head(L.Dense(64, dtype="float32")(x), n)
+def half_head(i, n):
+    return L.Dense(n, activation="softmax", kernel_regularizer="l2", dtype="mixed_float16")(
+        L.Flatten()(i))
+def half_everywhere(i, n):
+    keras.config.set_dtype_policy("mixed_float16")
+    x = L.Conv2D(4, 3, strides=3, activation="relu")(i)
+    return L.Dense(n, activation="softmax", dtype="float32")(L.Flatten()(x))
+def mixed_brain(i, n):
+    return L.Dense(n, activation="softmax", dtype="mixed_bfloat16")(L.Flatten()(i))
+def brain_float(i, n):
+    return L.Dense(n, activation="softmax", dtype="bfloat16")(L.Flatten()(i))
+def double_dense(i, n):
+    return head(L.Dense(96, dtype="float64")(L.Flatten()(i)), n)
+
+# Models.
+def sequential(i, n):
+    return keras.Sequential([L.Flatten(), L.Dense(n, activation="softmax")])
+@keras.saving.register_keras_serializable("users")
+class Subclassed(keras.Model):
+    def __init__(self, n):
+        super().__init__()
+        self.flat, self.out = L.Flatten(), L.Dense(n, activation="softmax")
+    def call(self, x):
+        return self.out(self.flat(x))
+def subclassed(i, n):
+    return Subclassed(n)
+class OwnLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return 3 * super().compute_loss(x, y, y_pred, sample_weight, training)
+def own_compute_loss(i, n):
+    return OwnLoss(i, head(i, n))
+class Guide(keras.Model):
+    \"\"\"With metrics of its own and what it needs set from outside, as in Keras's guide.\"\"\"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+    @property
+    def metrics(self):
+        return [self.loss_tracker]
+    def train_step(self, data):
+        import tensorflow as tf
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.weight * ops.mean(
+                keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        self.loss_tracker.update_state(loss)
+        return {"loss": self.loss_tracker.result()}
+def guide(i, n):
+    model = Guide(i, head(i, n))
+    model.weight = 0.5
+    return model
+
+SAME = [name for name, function in list(globals().items()) if
+        getattr(function, "__module__", "") == __name__ and not isinstance(function, type)
+        and name != "head"]
+
+# For the other tests.
+def plain(i, n):
+    return head(i, n)
+RATES = []
+class Noting(keras.Model):
+    def train_step(self, data):
+        import tensorflow as tf
+        tf.py_function(lambda rate: RATES.append(float(rate)), [self.optimizer.learning_rate], [])
+        return super().train_step(data)
+def noting(i, n):
+    return Noting(i, head(i, n))
+class Squares(keras.Model):
+    def call(self, x, training=None, mask=None):
+        p = super().call(x, training=training)
+        return p * p / ops.sum(p * p, axis=1, keepdims=True)
+def squares(i, n):
+    return Squares(i, head(i, n))
+class Noisy(L.Layer):
+    def call(self, x):
+        return x + 0.3 * keras.random.normal(ops.shape(x))
+def unseeded_noise(i, n):
+    return head(Noisy()(i), n)
+def smoothed_itself(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=lambda y, p: keras.losses.sparse_categorical_crossentropy(y, p))
+    return model
+def no_loss(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile()
+    return model
+
+def logits(i, n):
+    return L.Dense(n)(L.Flatten()(i))
+def names_twice(i, n):
+    return head(L.Dense(4, name="d")(L.Dense(4, name="d")(L.Flatten()(i))), n)
+def wrong_attribute(i, n):
+    return i.nothing_there
+def two_outputs(i, n):
+    return [head(i, n), head(i, n)]
+def nothing(i, n):
+    pass
+def from_elsewhere(i, n):
+    return head(keras.Input((28, 28, 1)), n)
+def wrong_loss(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss="categorical_crossentropy")
+    return model
+class Both(keras.Model):
+    def call(self, x, training=None, mask=None):
+        return super().call(x, training=training)
+    def train_step(self, data):
+        return super().train_step(data)
+def call_and_step(i, n):
+    return Both(i, head(i, n))
+"""
+
+SCALER = Scaler(name="normalize", scale=1 / 255)
+
+
+def names_of(kind):
+    scope = {"__name__": "users_networks"}
+    exec(NETWORKS, scope)
+    return scope[kind]
+
+
+@pytest.fixture
+def users(tmp_path, monkeypatch):
+    """A candidate of one of the networks above, by its name."""
+    (tmp_path / "users_networks.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_networks", raising=False)
+
+    def candidate(name, **changes):
+        recipe = {"epochs": 1, "batch_size": 32, "optimizer": Optimizer(learning_rate=2**-6)}
+        architecture = f"users_networks:{name}"
+        return Candidate(name=name, architecture=architecture, **(recipe | changes))
+
+    return candidate
+
+
+ROWS, SCORED = np.arange(112), np.arange(112, 144)  # three batches and a half
+
+
+def trained(dataset, candidate, **options):
+    return train(candidate, dataset, ROWS, SCORED, scaler=SCALER, seed=3, **options)
+
+
+def fitted(dataset, candidate):
+    model = build_model(candidate, SCALER, dataset, 3)
+    order = np.random.default_rng([3, 1]).permutation(ROWS)
+    loss = model.loss if model.compiled else "sparse_categorical_crossentropy"
+    model.compile(make_optimizer(candidate.optimizer), loss)
+    images, labels = dataset.train.images[order], dataset.train.labels[order].astype(np.int64)
+    model.fit(images, labels, batch_size=32, epochs=1, shuffle=False, verbose=0)
+    return model
+
+
+def distance(ours, theirs):
+    pairs = list(zip(ours.get_weights(), theirs.get_weights(), strict=True))
+    assert pairs
+    off = sum(np.sum((a.astype(float) - b.astype(float)) ** 2) for a, b in pairs)
+    return np.sqrt(off / sum(np.sum(b.astype(float) ** 2) for _, b in pairs))
+
+
+@pytest.mark.parametrize("name", names_of("SAME"))
+def test_weights_are_those_of_fit(name, small_mnist, users):
+    """Four steps; in float32 rounding leaves 1e-6, and what is lost or added much more."""
+    candidate = users(name)
+    assert distance(trained(small_mnist, candidate).model, fitted(small_mnist, candidate)) < 2e-5
+
+
+def test_every_step_of_fit_has_its_own_learning_rate(small_mnist, users):
+    candidate = users("noting", batch_size=4, schedule=Schedule(name="one_cycle"))
+    trained(small_mnist, candidate)
+    used = sys.modules["users_networks"].RATES
+    plain = trained(
+        small_mnist, candidate.model_copy(update={"architecture": "users_networks:plain"})
+    )
+    assert len(used) == len(set(used)) == 28
+    assert distance(trained(small_mnist, candidate).model, plain.model) < 1e-6
+
+
+def test_fit_gets_smoothed_labels_and_moved_images_as_the_graphs_do(small_mnist, users):
+    """bfloat16 goes through fit: as far from float32 as it is without both."""
+    changes = {"label_smoothing": 0.3, "augmentation": Augmentation(shift=0.1)}
+    far = distance(*(trained(small_mnist, users(n)).model for n in ("mixed_brain", "plain")))
+    with_both = (trained(small_mnist, users(n, **changes)).model for n in ("mixed_brain", "plain"))
+    assert distance(*with_both) < 3 * far < 0.02
+    assert distance(*(trained(small_mnist, users("plain", **c)).model for c in ({}, changes))) > far
+
+
+def test_what_is_left_to_fit_is_told(small_mnist, users):
+    for name, why in (
+        ("own_compute_loss", "has a train step or a loss of its own"),
+        ("half_head", "computes in less than float32"),
+        ("plain", None),
+    ):
+        notes = []
+        trained(small_mnist, users(name), on_note=notes.append)
+        slower = "is trained through Keras's fit, which is slower."
+        assert notes == ([f"{name} {why} and {slower}"] if why else [])
+
+
+def test_a_network_with_a_call_of_its_own_is_called_once(small_mnist, users):
+    model = build_model(users("squares"), SCALER, small_mnist, 3)
+    plain = build_model(users("plain"), SCALER, small_mnist, 3)
+    images = small_mnist.train.images[:8]
+    once = np.square(plain(images))
+    assert np.allclose(model(images), once / once.sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_what_an_architecture_sets_for_keras_ends_with_it(small_mnist, users):
+    alone = trained(small_mnist, users("plain"))
+    trained(small_mnist, users("half_everywhere"))
+    assert keras.config.dtype_policy().name == "float32"
+    assert (trained(small_mnist, users("plain")).probabilities == alone.probabilities).all()
+
+
+@pytest.mark.parametrize("name", ["brain_float", "half_head", "unseeded_noise", "guide"])
+def test_an_interrupted_training_goes_on_with_the_same_numbers(name, small_mnist, users, tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(_epoch):
+        raise Interrupted
+
+    candidate = users(name, epochs=2)
+    undisturbed = trained(small_mnist, candidate)
+    with pytest.raises(Interrupted):
+        trained(small_mnist, candidate, checkpoint=tmp_path / "c.npz", on_epoch=interrupt)
+    resumed = trained(small_mnist, candidate, checkpoint=tmp_path / "c.npz")
+    assert len(resumed.history) == 2
+    assert resumed.history[0] != undisturbed.history[0]  # its seconds: it was not trained again
+    assert (resumed.probabilities == undisturbed.probabilities).all()
+
+
+def test_a_model_compiled_without_a_loss_minimises_the_usual_one(small_mnist, users):
+    models = [trained(small_mnist, users(name)).model for name in ("no_loss", "plain")]
+    assert distance(*models) == 0
+
+
+def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
+    with_penalty = trained(small_mnist, users("penalised_wide_dense")).history[0].train_loss
+    model = build_model(users("penalised_wide_dense"), SCALER, small_mnist, 3)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    batch = ROWS[:32]
+    images, labels = small_mnist.train.images[batch], small_mnist.train.labels[batch]
+    assert with_penalty == pytest.approx(model.evaluate(images, labels, verbose=0), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("logits", {}, "gives no probabilities: .* end it with softmax."),
+        ("names_twice", {}, 'The name "d" is used 2 times'),
+        (
+            "wrong_attribute",
+            {},
+            r"AttributeError: .*'nothing_there' \(users_networks.py, line \d+\)",
+        ),
+        ("two_outputs", {}, "returns 2 outputs; it must return one output"),
+        ("nothing", {}, "returns None; it must return one output"),
+        ("from_elsewhere", {}, "cannot be built .*not connected to `inputs`"),
+        ("wrong_loss", {}, "'users_networks:wrong_loss' cannot be trained: .* same rank"),
+        ("call_and_step", {}, "a Both that has both a call and a train step of its own"),
+        ("smoothed_itself", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
+        ("guide", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(name, changes, sentence, small_mnist, users):
+    with pytest.raises(UsageError, match=sentence) as caught:
+        trained(small_mnist, users(name, **changes))
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
