@@ -16,8 +16,8 @@ from nightfold.difference import Corner, Difference, Question
 from nightfold.errors import NightfoldError
 from nightfold.foldresult import FoldJob
 from nightfold.store import Store
+from tasks.hand_out import announce, train_all
 from tasks.scale import scale
-from tasks.train import announce, train_all
 
 
 @flow(

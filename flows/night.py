@@ -27,7 +27,7 @@ from nightfold.dataset import DatasetHandle
 from nightfold.difference import Record
 from nightfold.errors import NightfoldError
 from nightfold.experiment import Experiment
-from nightfold.finaljob import FinalJob
+from nightfold.finaljob import Ahead, FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.racing import Race, Stop
@@ -47,13 +47,12 @@ from tasks.aggregate import aggregate
 from tasks.challenge import Contest, challenge, may_repeat
 from tasks.compare import compare
 from tasks.defend import Defence, defend
-from tasks.fit import Ahead
+from tasks.hand_out import announce, train_all
 from tasks.ingest import ingest
 from tasks.race import accuracies, race
 from tasks.report import report
 from tasks.scale import FittedScalers, scale
 from tasks.split import split
-from tasks.train import announce, train_all
 from tasks.validate import validate
 
 
@@ -234,9 +233,9 @@ def with_another_repeat(run: Run, data: Prepared) -> Prepared:
 
 def contest(run: Run, data: Prepared, runner: TaskRunner[Any]) -> tuple[CrossValidation, Contest]:
     """Cross-validate, and repeat while it is undecided whether the champion is beaten."""
-    ahead = Ahead(runner, partial(data.final_job, run))
+    begun: set[str] = set()
     while True:
-        scored = cross_validate(run, data, runner, ahead)
+        scored = cross_validate(run, data, runner, begun)
         found = challenge(
             str(run.folder),
             scored.best.name,
@@ -251,7 +250,7 @@ def contest(run: Run, data: Prepared, runner: TaskRunner[Any]) -> tuple[CrossVal
 
 
 def cross_validate(
-    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: Ahead | None = None
+    run: Run, data: Prepared, runner: TaskRunner[Any], begun: set[str] | None = None
 ) -> CrossValidation:
     """From folds to the tables of the run.
 
@@ -260,12 +259,10 @@ def cross_validate(
     run : Run
     data : Prepared
     runner : TaskRunner
-    ahead : Ahead, optional
-        Without it no final model is fitted beside the folds.
+    begun : set of str, optional
+        Candidates whose final fit was begun, to which is added; without it none is.
     """
-    folds, stops = train_folds(run, data, runner, ahead)
-    if ahead is not None:
-        ahead.wait()
+    folds, stops = train_folds(run, data, runner, begun)
     candidates, stopped = aggregate(
         folds,
         data.experiment,
@@ -282,7 +279,7 @@ def cross_validate(
 
 
 def train_folds(
-    run: Run, data: Prepared, runner: TaskRunner[Any], ahead: Ahead | None
+    run: Run, data: Prepared, runner: TaskRunner[Any], begun: set[str] | None
 ) -> tuple[list[FoldHandle], tuple[Stop, ...]]:
     """Every fold of every candidate, in rounds if some may be stopped; and who was.
 
@@ -298,17 +295,20 @@ def train_folds(
         jobs = [j for j in jobs if j.label in done or j.candidate.name not in standing.stopped]
         due = [job for job in jobs if standing.wants(job.candidate.name, job.place)]
         announce(jobs, run.folder)
+        last_round = standing.until == standing.total
         handles = train_all(
             runner,
             due,
             run.settings.at_once,
             earlier=list(done.values()),
             total=len(jobs),
-            on_fold=None if ahead is None else partial(ahead.look, standing),
+            final=None
+            if begun is None or not last_round
+            else Ahead(standing, partial(data.final_job, run), begun),
         )
         done |= {job.label: handle for job, handle in zip(due, handles, strict=True)}
         folds = [done[job.label] for job in jobs if job.label in done]
-        if standing.until == standing.total:
+        if last_round:
             return folds, standing.stops
         standing = race(standing, folds, data.plan)
 

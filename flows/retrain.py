@@ -27,8 +27,8 @@ from tasks.promote import promote
 def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     """Evaluate, challenge the champion, finalize, promote, report.
 
-    Retried as `evaluate` is. The final model is fitted by one of the same workers, beside the folds
-    that can no longer change which candidate is the best.
+    Retried as `evaluate` is. The final model is fitted by one of the same workers, beside the last
+    folds as of whoever leads by then, and once more if they choose another.
     """
     try:
         run = Run.begin("retrain", settings)

@@ -6,6 +6,8 @@ sealing it are the business of `tasks.finalize`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
-from nightfold.foldresult import result_key
+from nightfold.foldresult import FoldHandle, result_key
+from nightfold.racing import Race
 from nightfold.runlog import RunLog
 from nightfold.scaling import Scaler
 from nightfold.store import Store, make_folder, write_json
@@ -49,6 +52,11 @@ class FinalJob(BaseModel):
     artifacts: str
     h5: bool = False
     log: RunLog | None = None
+
+    @property
+    def label(self) -> str:
+        """``fit swift on all rows``."""
+        return f"fit {self.candidate.name} on all rows"
 
     @cached_property
     def folder(self) -> Path:
@@ -89,5 +97,43 @@ class FinalJob(BaseModel):
         figures = epoch.model_dump(mode="json")
         write_json(self.folder / "progress.json", figures)
         if self.log is not None:
-            task = f"fit {self.candidate.name} on all rows"
-            self.log.write("epoch finished", task=task, candidate=self.candidate.name, **figures)
+            self.log.write(
+                "epoch finished", task=self.label, candidate=self.candidate.name, **figures
+            )
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The final fit, as one more job for workers that the last folds leave idle.
+
+    A fold that is still missing, or a repeat that is added later, may choose another candidate;
+    then that one is fitted too, and the first fit was made for nothing.
+
+    Attributes
+    ----------
+    race : Race
+        In its last round.
+    job_of : callable
+        The final job of a candidate, by its name.
+    begun : set of str
+        Candidates whose fit was begun, in this repeat or an earlier one.
+    """
+
+    race: Race
+    job_of: Callable[[str], FinalJob]
+    begun: set[str]
+
+    def next(self, folds: Iterable[FoldHandle]) -> tuple[FinalJob, bool] | None:
+        """The fit of whoever leads after these folds, and whether it is certain who will.
+
+        None if nobody does yet or if that fit was begun.
+        """
+        scores: dict[str, dict[tuple[int, int], float]] = {name: {} for name in self.race.running}
+        for fold in folds:
+            if fold.candidate in scores:
+                scores[fold.candidate][fold.repeat, fold.fold] = fold.accuracy
+        winner = self.race.winner({name: [*of.values()] for name, of in scores.items()})
+        name = winner or self.race.leader(scores)
+        if name is None or name in self.begun:
+            return None
+        return self.job_of(name), winner is not None

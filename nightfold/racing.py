@@ -258,6 +258,30 @@ class Race(BaseModel):
         rivals = [name for name in least if name != leader]
         return leader if all(most[rival] < least[leader] for rival in rivals) else None
 
+    def leader(self, accuracies: Mapping[str, Mapping[tuple[int, int], float]]) -> str | None:
+        """Who has the highest mean on the folds that all have, the first among equals.
+
+        Parameters
+        ----------
+        accuracies : mapping of str to mapping of tuple to float
+            Of `running`, by repeat and fold.
+
+        Returns
+        -------
+        str or None
+            None as long as there is no such fold.
+
+        Examples
+        --------
+        >>> race = Race(rule=None, runners=("slow", "swift"), total=3)
+        >>> race.leader({"slow": {(1, 1): 0.98}, "swift": {(1, 1): 0.99, (1, 2): 0.1}})
+        'swift'
+        """
+        common = set.intersection(*(set(accuracies[name]) for name in self.running))
+        if not common:
+            return None
+        return max(self.running, key=lambda name: sum(accuracies[name][at] for at in common))
+
     def after(
         self, accuracies: Mapping[str, Sequence[float]], *, n_train: float, n_test: float
     ) -> Race:

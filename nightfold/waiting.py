@@ -1,4 +1,4 @@
-"""Waiting folds: which one to train next, so that no core is idle while the last ones run."""
+"""Waiting folds: which one to train next, so that no core is idle while there is work left."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from nightfold.finaljob import Ahead, FinalJob
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.store import Store
 
 # Planned ahead, which then takes some 10 ms a fold; the order in which many more are begun does not
 # yet decide how the last ones end.
 PLANNED = 60
+
+Job = FoldJob | FinalJob
 
 
 class Waiting:
@@ -25,7 +28,10 @@ class Waiting:
     timed early, then those of most epochs. Once all are timed, the rest is planned so that all
     workers end as nearly together as they can, and of what the worker that is free first is to
     train, the longest is taken. After each fold it is planned anew. Of very many folds the longest
-    go first and the last 60 are planned. A final fit that is begun beside the folds is not planned.
+    go first and the last 60 are planned.
+
+    The final fit is planned with them, as of whoever leads. If it is certain who will, it is a job
+    like the others; else it is taken by a worker that has no fold left to train.
 
     Parameters
     ----------
@@ -35,6 +41,8 @@ class Waiting:
     at_once : int, optional
         Folds that are trained at once. One more is handed out, so that no worker waits. By default
         all are due at once, the longest first.
+    final : Ahead, optional
+        The final fit, if the same workers make it.
     clock : callable
         Seconds from some start.
     """
@@ -44,40 +52,46 @@ class Waiting:
         jobs: list[FoldJob],
         earlier: Iterable[FoldHandle] = (),
         at_once: int | None = None,
+        final: Ahead | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._jobs = list(jobs)
         self._at_once = at_once
+        self._final = final
         self._clock = clock
         self._digests = {job.candidate.name: job.candidate.digest for job in jobs}
         self._before = seconds_before(Store(jobs[0].artifacts).scores) if jobs else {}
+        self._ended = list(earlier)
         on_disk = {job.label: fold for job in jobs if (fold := job.done()) is not None}
         self._on_disk = frozenset(on_disk)
         self._timed: defaultdict[str, list[float]] = defaultdict(list)
         for fold in (*earlier, *on_disk.values()):
             self._timed[fold.candidate_digest].append(fold.train_seconds)
         self._taken: set[str] = set()  # digests
-        self._training: dict[str, tuple[FoldJob, float]] = {}  # with its start, by label
-        self._next: dict[str, FoldJob] = {}  # handed out, but no worker is free for it
+        self._training: dict[str, tuple[Job, float]] = {}  # with its start, by label
+        self._next: dict[str, Job] = {}  # handed out, but no worker is free for it
 
-    @property
-    def due(self) -> bool:
-        """Whether there is a fold to hand out now."""
-        return bool(self._jobs) and not self._next
-
-    def take(self) -> FoldJob:
-        """The fold to hand out next."""
-        job = self._jobs.pop(self._best())
-        self._taken.add(self._digests[job.candidate.name])
+    def take(self) -> Job | None:
+        """What to hand out now, if anything."""
+        job = None if self._next else self._best()
+        if job is None:
+            return None
+        if isinstance(job, FoldJob):
+            self._jobs.remove(job)
+            self._taken.add(self._digests[job.candidate.name])
+        elif self._final is not None:
+            self._final.begun.add(job.candidate.name)
         self._next[job.label] = job
         self._start()
         return job
 
-    def ended(self, label: str, fold: FoldHandle) -> None:
-        """Make room for another fold and remember how long this one took."""
+    def ended(self, label: str, fold: FoldHandle | None) -> None:
+        """Make room for another job; remember what came of a fold and how long it took."""
         if self._training.pop(label, None) is None:
             del self._next[label]  # it overtook another one
-        self._timed[fold.candidate_digest].append(fold.train_seconds)
+        if fold is not None:
+            self._ended.append(fold)
+            self._timed[fold.candidate_digest].append(fold.train_seconds)
         self._start()
 
     def _start(self) -> None:
@@ -86,26 +100,45 @@ class Waiting:
             label = next(iter(self._next))
             self._training[label] = self._next.pop(label), self._clock()
 
-    def _best(self) -> int:
-        """Index of the job to take."""
+    def _best(self) -> Job | None:
+        fit, certain = (self._final and self._final.next(self._ended)) or (None, False)
         seconds = [self._seconds(job) for job in self._jobs]
         if 0.0 in seconds:
-            return seconds.index(0.0)
+            return self._jobs[seconds.index(0.0)]
         if self._at_once is None or math.inf in seconds or len(seconds) > PLANNED:
-            return min(range(len(seconds)), key=lambda i: self._rank(self._jobs[i], seconds[i]))
-        return seconds.index(max(plan(self._free(self._at_once), seconds)[0]))
+            if certain:
+                return fit
+            ranked = zip(self._jobs, seconds, strict=True)
+            return min(ranked, key=lambda each: self._rank(*each), default=(None,))[0]
+        return self._planned(seconds, self._at_once, fit, certain)
+
+    def _planned(
+        self, seconds: list[float], workers: int, fit: FinalJob | None, certain: bool
+    ) -> Job | None:
+        """What the worker that is free first begins with, for all to end nearly together."""
+        last = [] if fit is None else [self._seconds(fit)]
+        own = plan(self._free(workers), [*seconds, *last])[0]
+        if fit is not None and last[0] in own:
+            own.remove(last[0])
+            if (certain and last[0] >= max(own, default=0.0)) or (
+                not own and len(self._training) < workers
+            ):
+                return fit
+        return self._jobs[seconds.index(max(own))] if own else None
 
     def _rank(self, job: FoldJob, seconds: float) -> tuple[float, bool, int]:
         taken = self._digests[job.candidate.name] in self._taken
         return -seconds, taken, -job.candidate.total_epochs
 
-    def _seconds(self, job: FoldJob) -> float:
-        """How long the fold will take, as far as that is known."""
+    def _seconds(self, job: Job) -> float:
+        """How long the job will take, as far as that is known."""
         if job.label in self._on_disk:
             return 0.0
-        digest = self._digests[job.candidate.name]
+        digest = self._digests.get(job.candidate.name) or job.candidate.digest
         timed = self._timed.get(digest)
-        return sum(timed) / len(timed) if timed else self._before.get(digest, math.inf)
+        fold = sum(timed) / len(timed) if timed else self._before.get(digest, math.inf)
+        # A fold is trained on all folds but one.
+        return fold * job.plan.folds / (job.plan.folds - 1) if isinstance(job, FinalJob) else fold
 
     def _free(self, workers: int) -> list[float]:
         """Seconds until each worker is free, the first to be so first."""

@@ -3,6 +3,7 @@
 import heapq
 import math
 from itertools import chain, count, product
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightfold.experiment import Candidate
-from nightfold.foldresult import FoldHandle
+from nightfold.finaljob import Ahead, FinalJob
+from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.racing import Race
 from nightfold.store import Store
 from nightfold.waiting import Waiting, plan, seconds_before
 
@@ -20,9 +23,14 @@ LONG = Candidate(name="long", architecture="dense", epochs=3)
 DEEP = Candidate(name="deep", architecture="deep", epochs=1)
 
 
-def done(job, seconds):
+def done(job, seconds, accuracy=0.9):
     return FoldHandle.model_construct(
-        candidate_digest=job.candidate.digest, train_seconds=float(seconds)
+        candidate=job.candidate.name,
+        candidate_digest=job.candidate.digest,
+        repeat=job.repeat,
+        fold=job.fold,
+        accuracy=accuracy,
+        train_seconds=float(seconds),
     )
 
 
@@ -41,25 +49,36 @@ def remember(artifacts, date, **seconds):
 def names(waiting):
     """Candidates of all folds that are due, in the order in which they are taken."""
     found = []
-    while waiting.due:
-        found.append(waiting.take().candidate.name)
+    while (job := waiting.take()) is not None:
+        found.append(job.candidate.name)
     return found
 
 
-def run(waiting, workers, clock, seconds):
-    """Train all folds on so many workers: when each ended, in the order in which they began."""
-    queue, training, ends, order = [], [], [], count()
-    while waiting.due or queue or training:
-        while waiting.due:
-            queue.append(waiting.take())
+def run(waiting, workers, clock, seconds, accuracy=None):
+    """Do all jobs on so many workers: what began when, and when it ended."""
+    queue, training, ran, order = [], [], [], count()
+    while True:
+        while (job := waiting.take()) is not None:
+            queue.append(job)
         while queue and len(training) < workers:
             job = queue.pop(0)
             took = seconds[job.candidate.name]
+            if isinstance(job, FinalJob):
+                took *= job.plan.folds / (job.plan.folds - 1)
             heapq.heappush(training, (clock.now + took, next(order), job))
-            ends.append((job.candidate.name, clock.now + took))
+            name = job.candidate.name if isinstance(job, FoldJob) else job.label
+            ran.append((name, clock.now, clock.now + took))
+        if not training:
+            return ran
         clock.now, _, job = heapq.heappop(training)
-        waiting.ended(job.label, done(job, seconds[job.candidate.name]))
-    return ends
+        fold = None
+        if isinstance(job, FoldJob):
+            fold = done(job, seconds[job.candidate.name], (accuracy or {}).get(job.label, 0.9))
+        waiting.ended(job.label, fold)
+
+
+def last_end(ran):
+    return max(end for *_, end in ran)
 
 
 class Clock:
@@ -110,7 +129,7 @@ def test_one_fold_more_than_are_trained_at_once_is_due(tmp_path, fold_jobs):
     waiting = Waiting(fold_jobs(tmp_path, SHORT, LONG, DEEP), at_once=2)
     first, *rest = (waiting.take() for _ in range(3))
     assert len(rest) == 2
-    assert not waiting.due
+    assert waiting.take() is None
     waiting.ended(first.label, done(first, 1))
     assert len(names(waiting)) == 1
 
@@ -140,32 +159,32 @@ def test_folds_whose_results_are_on_the_disk_take_no_time_and_time_their_candida
 def test_of_very_many_folds_the_longest_go_first(tmp_path, fold_jobs, clock, monkeypatch):
     remember(tmp_path, "2024-01-01", long=7.0, short=5.0)
     due = [*fold_jobs(tmp_path, SHORT, folds=3), *fold_jobs(tmp_path, LONG, folds=2)]
-    assert Waiting(due, (), 2, clock).take().candidate.name == "short"
+    assert Waiting(due, at_once=2, clock=clock).take().candidate.name == "short"
     monkeypatch.setattr("nightfold.waiting.PLANNED", 4)
-    assert Waiting(due, (), 2, clock).take().candidate.name == "long"
+    assert Waiting(due, at_once=2, clock=clock).take().candidate.name == "long"
 
 
 def test_folds_that_longest_first_would_not_halve_evenly_end_together(tmp_path, fold_jobs, clock):
     """Two of 7 and three of 5 with longest first: 7 + 5 + 5 and 7 + 5, a worker idle for 5."""
     remember(tmp_path, "2024-01-01", long=7.0, short=5.0)
     due = [*fold_jobs(tmp_path, LONG, folds=2), *fold_jobs(tmp_path, SHORT, folds=3)]
-    ends = run(Waiting(due, (), 2, clock), 2, clock, {"long": 7, "short": 5})
-    assert sorted(end for _, end in ends)[-2:] == [14, 15]
+    ran = run(Waiting(due, at_once=2, clock=clock), 2, clock, {"long": 7, "short": 5})
+    assert sorted(end for *_, end in ran)[-2:] == [14, 15]
 
 
 def test_the_tutorials_folds_leave_hardly_a_core_idle(tmp_path, fold_jobs, clock):
     """Longest first would end at 388 of 375 (seconds of two workers, as they were measured)."""
     remember(tmp_path, "2024-01-01", short=36.0, long=44.0, deep=70.0)
     due = fold_jobs(tmp_path, SHORT, LONG, DEEP, folds=5)
-    ends = run(Waiting(due, (), 2, clock), 2, clock, {"short": 36, "long": 44, "deep": 70})
-    assert max(end for _, end in ends) <= 380
+    of = {"short": 36, "long": 44, "deep": 70}
+    assert last_end(run(Waiting(due, at_once=2, clock=clock), 2, clock, of)) <= 380
 
 
 def test_of_equally_good_ones_the_longest_goes_first(tmp_path, fold_jobs, clock):
     """Whatever is not as expected is then made up for by the short ones that are left."""
     remember(tmp_path, "2024-01-01", short=1.0, long=4.0)
-    waiting = Waiting(fold_jobs(tmp_path, SHORT, LONG, folds=4), (), 1, clock)
-    began = [name for name, _ in run(waiting, 1, clock, {"short": 1, "long": 4})]
+    waiting = Waiting(fold_jobs(tmp_path, SHORT, LONG, folds=4), at_once=1, clock=clock)
+    began = [name for name, *_ in run(waiting, 1, clock, {"short": 1, "long": 4})]
     assert began == ["long"] * 4 + ["short"] * 4
 
 
@@ -180,11 +199,12 @@ def test_it_is_as_good_as_longest_first_when_folds_take_what_they_took(
     artifacts, clock = tmp_path_factory.mktemp("a"), Clock()
     of = dict(zip(("short", "long", "deep"), map(float, seconds), strict=True))
     remember(artifacts, "2024-01-01", **of)
-    waiting = Waiting(fold_jobs(artifacts, SHORT, LONG, DEEP, folds=folds), (), workers, clock)
+    due = fold_jobs(artifacts, SHORT, LONG, DEEP, folds=folds)
+    waiting = Waiting(due, at_once=workers, clock=clock)
     ends = [0.0] * workers
     for each in sorted((each for each in of.values() for _ in range(folds)), reverse=True):
         heapq.heapreplace(ends, ends[0] + each)
-    last = max(end for _, end in run(waiting, workers, clock, of))
+    last = last_end(run(waiting, workers, clock, of))
     assert last <= max(ends) + sum(ends) / workers / 500
 
 
@@ -201,6 +221,59 @@ def test_two_workers_get_the_best_plan_there_is(seconds, folds, free):
     assert sorted(chain(*planned)) == sorted(seconds * folds)
     ends = [start + sum(own) for start, own in zip(free, planned, strict=True)]
     assert max(ends) <= best + (3 * folds) * total / 2 / 500
+
+
+class TestFinalFit:
+    """Beside folds of 8 s and 4 s, five each; the fit of the first takes 10 s, of the second 5."""
+
+    SECONDS: ClassVar = {"long": 8.0, "short": 4.0}
+
+    @pytest.fixture
+    def night(self, tmp_path, fold_jobs, clock):
+        remember(tmp_path, "2024-01-01", **self.SECONDS)
+
+        def night(*candidates, workers=2, begun=(), **accuracy):
+            clock.now = 0.0
+            due = fold_jobs(tmp_path, *candidates, folds=5)
+            names = tuple(candidate.name for candidate in candidates)
+            final = Ahead(Race(rule=None, runners=names, total=5), job_of(due), {*begun})
+            waiting = Waiting(due, at_once=workers, final=final, clock=clock)
+            of = {
+                job.label: accuracy.get(f"{job.candidate.name}_{job.fold}")
+                or accuracy.get(job.candidate.name, 0.9)
+                for job in due
+            }
+            ran = run(waiting, workers, clock, self.SECONDS, of)
+            return {name: (start, end) for name, start, end in ran if "fit" in name}, last_end(ran)
+
+        return night
+
+    def test_it_fills_the_core_that_the_last_folds_leave(self, night):
+        """60 s of folds and 10 s of the fit are 35 s on two cores, and not 30 s and then 10 s."""
+        assert night(LONG, SHORT, long=0.99) == ({"fit long on all rows": (24, 34)}, 36)
+
+    def test_it_begins_at_once_if_there_is_but_one_candidate(self, night):
+        assert night(LONG) == ({"fit long on all rows": (0, 10)}, 26)
+
+    def test_on_one_core_it_waits_until_it_is_certain_who_leads(self, night):
+        close = night(LONG, SHORT, workers=1, long=0.99, short=0.9899)
+        assert close == ({"fit long on all rows": (60, 70)}, 70)
+        clear = night(LONG, SHORT, workers=1, long=0.99, short=0.5)
+        assert clear == ({"fit long on all rows": (48, 58)}, 70)
+
+    def test_if_the_last_folds_choose_another_that_one_is_fitted_too(self, night):
+        fits, _ = night(LONG, SHORT, long=0.99, short=0.9899, short_5=0.9999)
+        assert list(fits) == ["fit long on all rows", "fit short on all rows"]
+
+    def test_what_was_begun_before_is_not_begun_again(self, night):
+        assert night(LONG, SHORT, begun=["long"], long=0.99) == ({}, 32)
+
+
+def job_of(due):
+    """The final job of a candidate, with what decides its place."""
+    of = {job.candidate.name: job for job in due}
+
+    return lambda name: FinalJob.model_construct(candidate=of[name].candidate, plan=of[name].plan)
 
 
 def test_only_the_last_days_count(tmp_path):

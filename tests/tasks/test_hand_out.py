@@ -7,9 +7,11 @@ from threading import Event
 import pytest
 
 from nightfold.experiment import Candidate
+from nightfold.finaljob import Ahead, FinalJob
 from nightfold.foldresult import FoldHandle
+from nightfold.racing import Race
 from nightfold.waiting import Waiting
-from tasks.train import hand_out, train_all
+from tasks.hand_out import hand_out
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
@@ -35,13 +37,15 @@ class Pool(ThreadPoolExecutor):
     None of them ends before so many were handed out.
     """
 
-    def __init__(self, workers, before=1, **hundredths):
+    def __init__(self, workers, before=1, unfit=None, **hundredths):
         super().__init__(workers)
+        self.unfit = unfit
         self.hundredths, self.began = hundredths, []
         self.futures, self.unfinished = [], []
         self.before, self.enough = before, Event()
 
-    def submit(self, _step, parameters):
+    def submit(self, step, parameters):
+        assert step.name == ("fit" if isinstance(parameters["job"], FinalJob) else "train")
         self.unfinished.append(sum(not future.done() for future in self.futures))
         self.futures.append(super().submit(self.pretend, parameters["job"]))
         if len(self.futures) == self.before:
@@ -49,6 +53,11 @@ class Pool(ThreadPoolExecutor):
         return self.futures[-1]
 
     def pretend(self, job):
+        if isinstance(job, FinalJob):
+            self.began.append(job.label)
+            if job.candidate.name == self.unfit:
+                raise RuntimeError("unfit")
+            return None
         self.began.append(job.candidate.name)
         self.enough.wait(10)
         seconds = self.hundredths[job.candidate.name] / 100
@@ -106,13 +115,27 @@ def test_one_recipe_under_two_names_has_folds_under_both(tmp_path, fold_jobs):
     }
 
 
-@pytest.mark.slow
-def test_who_asks_sees_all_folds_that_are_done_while_some_are_not(
-    tmp_path, fold_jobs, prefect_server
-):
-    asked, seen = fold_jobs(tmp_path, SHORT, LONG), []
-    earlier = [fold(job, seconds=1.0) for job in fold_jobs(tmp_path, DEEP)]
-    with Pool(1, short=1, long=1) as pool:
-        train_all(pool, asked, at_once=1, earlier=earlier, on_fold=seen.append)
-    assert [len(folds) for folds in seen] == [2, 3, 4, 5]
-    assert all(folds[:2] == earlier for folds in seen)
+def ahead(jobs):
+    """The final fit of whoever leads; all have the same accuracy, so the first one does."""
+    of = {job.candidate.name: job for job in jobs}
+    keep = {"candidate", "dataset", "plan", "scaler", "seed", "artifacts"}
+
+    def job_of(name):
+        return FinalJob(run_id="r", **{key: getattr(of[name], key) for key in keep})
+
+    return Ahead(Race(rule=None, runners=tuple(of), total=2), job_of, set())
+
+
+def test_the_final_fit_is_handed_out_among_the_folds_and_waited_for(tmp_path, fold_jobs):
+    asked = fold_jobs(tmp_path, SHORT, LONG)
+    with Pool(2, short=1, long=5) as pool:
+        ended = dict(hand_out(pool, Waiting(asked, at_once=2, final=ahead(asked))))
+    assert sorted(ended) == sorted(job.label for job in asked)
+    assert pool.began.count("fit short on all rows") == 1
+
+
+def test_a_fit_that_failed_is_told(tmp_path, fold_jobs):
+    asked = fold_jobs(tmp_path, SHORT)
+    waiting = Waiting(asked, at_once=1, final=ahead(asked))
+    with Pool(1, unfit="short", short=1) as pool, pytest.raises(RuntimeError, match="unfit"):
+        list(hand_out(pool, waiting))
