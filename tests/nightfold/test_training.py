@@ -225,9 +225,10 @@ def test_a_checkpoint_holds_all_that_the_next_epoch_needs(small_mnist, tmp_path)
     with np.load(tmp_path / "c.npz", allow_pickle=False) as arrays:
         counts = Counter(name.partition("_")[0] for name in arrays.files)
         assert arrays["random_state"].tolist() == [3, 3, 2 * 13]
-    # Three layers of kernel and bias, and the state of dropout's generator; two moments each, the
-    # number of the step and the learning rate; the sums are of the weights.
-    assert (counts["model"], counts["optimizer"], counts["sum"]) == (7, 14, 6)
+    # Three layers of kernel and bias, the states of dropout's generator and of the one of layers
+    # without a seed; two moments each, the number of the step and the learning rate; the sums are
+    # of the weights.
+    assert (counts["model"], counts["optimizer"], counts["sum"]) == (8, 14, 6)
     resumed = run(small_mnist, recipe, checkpoint=tmp_path / "c.npz")
     assert (resumed.probabilities == undisturbed.probabilities).all()
 
