@@ -120,9 +120,7 @@ class Waiting:
         own = plan(self._free(workers), [*seconds, *last])[0]
         if fit is not None and last[0] in own:
             own.remove(last[0])
-            if (certain and last[0] >= max(own, default=0.0)) or (
-                not own and len(self._training) < workers
-            ):
+            if certain or (not own and len(self._training) < workers):
                 return fit
         return self._jobs[seconds.index(max(own))] if own else None
 

@@ -265,6 +265,20 @@ class TestFinalFit:
         fits, _ = night(LONG, SHORT, long=0.99, short=0.9899, short_5=0.9999)
         assert list(fits) == ["fit long on all rows", "fit short on all rows"]
 
+    def test_it_is_not_begun_before_a_core_is_idle(self, night):
+        """On one core the last fold is known by then, and what it chooses is fitted alone."""
+        fits, _ = night(LONG, SHORT, workers=1, long=0.99, short=0.9899, short_5=0.9999)
+        assert list(fits) == ["fit short on all rows"]
+
+    def test_a_scheduler_with_workers_of_its_own_gets_it_once_it_is_certain(
+        self, tmp_path, fold_jobs
+    ):
+        due = fold_jobs(tmp_path, LONG)
+        final = Ahead(Race(rule=None, runners=("long",), total=2), job_of(due), set())
+        waiting = Waiting(due, final=final)
+        assert waiting.take().label == "fit long on all rows"
+        assert names(waiting) == ["long", "long"]
+
     def test_what_was_begun_before_is_not_begun_again(self, night):
         assert night(LONG, SHORT, begun=["long"], long=0.99) == ({}, 32)
 
