@@ -27,6 +27,8 @@ def why_fit(model: Any) -> str | None:
         return "has a train step or a loss of its own"
     if any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers()):
         return "computes in less than float32"
+    if any(getattr(output, "_keras_mask", None) is not None for output in model.outputs):
+        return "masks rows out of the loss"
     return None
 
 
@@ -60,10 +62,12 @@ def fit_epoch(
     """
     import keras
 
+    own_step = type(model).train_step is not keras.Model.train_step
     model.compile(
         optimizer=optimizer,
         loss=model.loss if model.compiled else _cross_entropy(candidate.label_smoothing),
-        metrics=["sparse_categorical_accuracy"],
+        # A train step of its own need not know of metrics, which then cannot be asked.
+        metrics=None if own_step else ["sparse_categorical_accuracy"],
     )
 
     def epoch(

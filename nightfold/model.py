@@ -108,10 +108,21 @@ def _assembled(candidate: Candidate, inputs: Any, x: Any, built: Any) -> Any:
             )
         return keras.Model(inputs, built, name=_name_of(candidate))
     own, kind = built, type(built)
+    for name in ("compile", "fit", "make_train_function"):
+        if getattr(kind, name) is not getattr(keras.Model, name) and kind is not keras.Sequential:
+            raise UsageError(
+                f"The architecture {candidate.architecture!r} returns a {kind.__name__} with a "
+                f"{name} of its own, which a night does not call: put it into its train step."
+            )
+    if own.compiled and own.get_compile_config().get("loss_weights") is not None:
+        raise UsageError(
+            f"The architecture {candidate.architecture!r} compiles its model with loss_weights, "
+            "which a night does not take over: put them into the loss."
+        )
     if kind.call in (Functional.call, keras.Sequential.call):
         outputs = own.call(x)
         kind = keras.Model if kind is keras.Sequential else kind
-    elif has_own_step(own):
+    elif has_own_step(own) or kind.compute_loss is not keras.Model.compute_loss:
         raise UsageError(
             f"The architecture {candidate.architecture!r} returns a {kind.__name__} that has both "
             "a call and a train step of its own: make it of inputs and outputs instead of a call."
@@ -119,8 +130,10 @@ def _assembled(candidate: Candidate, inputs: Any, x: Any, built: Any) -> Any:
     else:
         outputs, kind = own(x), keras.Model
     model = kind(inputs, outputs, name=_name_of(candidate))
+    every = vars(keras.Model(inputs, outputs)).keys() if kind is type(own) else vars(own).keys()
     for name, value in vars(own).items():
-        if kind is type(own) and not name.startswith("_") and name not in vars(model):
+        plain = isinstance(value, bool | int | float | str | tuple | None)
+        if name not in every and (plain or name not in vars(model)):
             setattr(model, name, value)  # what its train step may look at
     if own.compiled and own.loss is not None:
         model.compile(loss=own.loss)
@@ -204,9 +217,11 @@ def _own_settings() -> Iterator[None]:
     from keras import config
 
     floatx, policy, order = config.floatx(), config.dtype_policy(), config.image_data_format()
+    epsilon = config.epsilon()
     try:
         yield
     finally:
         config.set_floatx(floatx)
         config.set_dtype_policy(policy)
         config.set_image_data_format(order)
+        config.set_epsilon(epsilon)

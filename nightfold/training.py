@@ -257,10 +257,9 @@ def _code_of(architecture: str) -> Iterator[None]:
     """Tell a mistake in an architecture of the user's own, which shows when its graph is made."""
     try:
         yield
-    except (
-        *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
-        *(NotImplementedError, TypeError, ValueError),
-    ) as error:
+    except (NightfoldError, OSError, MemoryError):
+        raise
+    except Exception as error:
         if ":" not in architecture:
             raise
         what = told(error, find(architecture))
@@ -434,7 +433,11 @@ class _Training:
             with np.load(path, allow_pickle=False) as arrays:
                 state = {name: arrays[name] for name in arrays.files}
             history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
-            whole = np.array_equal(state["random_state"], self._random_state(len(history))) and all(
+            kept = {name for name in state if name.startswith(("model_", "optimizer_"))}
+            # An optimizer of the model's own that is not built yet has fewer than it had.
+            same = kept == variables.keys()
+            same &= np.array_equal(state["random_state"], self._random_state(len(history)))
+            whole = same and all(
                 state[name].shape == tuple(variable.shape) for name, variable in variables.items()
             )
         # Damage can show anywhere: in the archive, in an array's header, in what is there or not.
@@ -459,8 +462,22 @@ class _Training:
         metrics = {id(variable) for variable in self.model.metrics_variables}
         return [
             *(variable for variable in self.model.variables if id(variable) not in metrics),
+            *self._unknown_to_keras(),
             self.random,
         ]
+
+    def _unknown_to_keras(self) -> Iterator[Any]:
+        """Variables of TensorFlow's and other optimizers that the model or its layers hold."""
+        import keras
+        import tensorflow as tf
+
+        known = {id(self.optimizer), id(getattr(self.model, "optimizer", None))}
+        for layer in self.model._flatten_layers():
+            for value in vars(layer).values():
+                if isinstance(value, tf.Variable):
+                    yield value
+                elif isinstance(value, keras.optimizers.Optimizer) and id(value) not in known:
+                    yield from value.variables
 
     def _average(self) -> None:
         """Add the weights after this epoch to the sums if it is one of the last to be averaged."""

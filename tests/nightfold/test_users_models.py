@@ -104,6 +104,7 @@ class Guide(keras.Model):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.weight = 1.0
     @property
     def metrics(self):
         return [self.loss_tracker]
@@ -120,6 +121,17 @@ def guide(i, n):
     model = Guide(i, head(i, n))
     model.weight = 0.5
     return model
+def training_none(i, n):
+    x = L.BatchNormalization()(L.Conv2D(4, 3, strides=3)(i), training=None)
+    return head(L.Dense(800)(L.Flatten()(x), training=None), n)
+class Masks(L.Layer):
+    def call(self, x):
+        return x
+    def compute_mask(self, x, previous=None):
+        return ops.max(x[:, 14:], axis=1) > 0.9
+def masked_rows(i, n):
+    x = Masks()(L.Flatten()(i[:, 10:14, 10:17]))
+    return L.Dense(n, activation="softmax")(x)
 
 SAME = [name for name, function in list(globals().items()) if
         getattr(function, "__module__", "") == __name__ and not isinstance(function, type)
@@ -128,6 +140,66 @@ SAME = [name for name, function in list(globals().items()) if
 # For the other tests.
 def plain(i, n):
     return head(i, n)
+class Simplest(keras.Model):
+    # Its train step returns its loss and knows of no metric; it may have a second optimizer.
+    def __init__(self, *args, share=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.share = share
+        self.second = None
+    def train_step(self, data):
+        import tensorflow as tf
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.share * ops.mean(
+                keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
+        optimizer = self.second or self.optimizer
+        optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+def simplest(i, n):
+    return Simplest(i, head(i, n))
+def a_quarter(i, n):
+    return Simplest(i, head(i, n), share=0.25)
+def second_optimizer(i, n):
+    model = Simplest(i, head(i, n))
+    model.second = keras.optimizers.Adam(1e-3)
+    return model
+class Counts(L.Layer):
+    def __init__(self):
+        super().__init__()
+        import tensorflow as tf
+        self.steps = tf.Variable(0.0, trainable=False)
+    def call(self, x, training=False):
+        if training:
+            self.steps.assign_add(1.0)
+        return x * (1 + self.steps.value())
+def tensorflow_variable(i, n):
+    return head(Counts()(i), n)
+def other_epsilon(i, n):
+    keras.config.set_epsilon(0.05)
+    return head(i, n)
+def weighted_loss(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy", loss_weights=[0.25])
+    return model
+class Compiles(keras.Model):
+    def compile(self, optimizer, loss_fn):
+        super().compile(optimizer)
+def own_compile(i, n):
+    return Compiles(i, head(i, n))
+class CallAndLoss(OwnLoss):
+    def call(self, x, training=None, mask=None):
+        return super().call(x, training=training)
+def call_and_compute_loss(i, n):
+    model = CallAndLoss(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy")
+    return model
+class Breaks(L.Layer):
+    def call(self, x, training=None):
+        if training:
+            raise RuntimeError("it is broken")
+        return x
+def breaks(i, n):
+    return head(Breaks()(i), n)
 RATES = []
 class Noting(keras.Model):
     def train_step(self, data):
@@ -268,6 +340,14 @@ def test_what_is_left_to_fit_is_told(small_mnist, users):
         assert notes == ([f"{name} {why} and {slower}"] if why else [])
 
 
+def test_a_train_step_finds_what_its_model_was_made_with(small_mnist, users):
+    whole, quarter = (
+        trained(small_mnist, users(name, optimizer=Optimizer(learning_rate=rate))).model
+        for name, rate in (("simplest", 2**-8), ("a_quarter", 2**-6))
+    )
+    assert distance(whole, quarter) < 1e-6
+
+
 def test_a_network_with_a_call_of_its_own_is_called_once(small_mnist, users):
     model = build_model(users("squares"), SCALER, small_mnist, 3)
     plain = build_model(users("plain"), SCALER, small_mnist, 3)
@@ -279,11 +359,23 @@ def test_a_network_with_a_call_of_its_own_is_called_once(small_mnist, users):
 def test_what_an_architecture_sets_for_keras_ends_with_it(small_mnist, users):
     alone = trained(small_mnist, users("plain"))
     trained(small_mnist, users("half_everywhere"))
+    trained(small_mnist, users("other_epsilon"))
     assert keras.config.dtype_policy().name == "float32"
+    assert keras.config.epsilon() == pytest.approx(1e-7)
     assert (trained(small_mnist, users("plain")).probabilities == alone.probabilities).all()
 
 
-@pytest.mark.parametrize("name", ["brain_float", "half_head", "unseeded_noise", "guide"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "brain_float",
+        "half_head",
+        "unseeded_noise",
+        "guide",
+        "second_optimizer",
+        "tensorflow_variable",
+    ],
+)
 def test_an_interrupted_training_goes_on_with_the_same_numbers(name, small_mnist, users, tmp_path):
     class Interrupted(Exception):
         pass
@@ -297,7 +389,6 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(name, small_mnist
         trained(small_mnist, candidate, checkpoint=tmp_path / "c.npz", on_epoch=interrupt)
     resumed = trained(small_mnist, candidate, checkpoint=tmp_path / "c.npz")
     assert len(resumed.history) == 2
-    assert resumed.history[0] != undisturbed.history[0]  # its seconds: it was not trained again
     assert (resumed.probabilities == undisturbed.probabilities).all()
 
 
@@ -330,6 +421,10 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
         ("from_elsewhere", {}, "cannot be built .*not connected to `inputs`"),
         ("wrong_loss", {}, "'users_networks:wrong_loss' cannot be trained: .* same rank"),
         ("call_and_step", {}, "a Both that has both a call and a train step of its own"),
+        ("call_and_compute_loss", {}, "has both a call and a train step of its own"),
+        ("weighted_loss", {}, "loss_weights, which a night does not take over"),
+        ("own_compile", {}, "a Compiles with a compile of its own"),
+        ("breaks", {}, "cannot be trained: RuntimeError: .*it is broken"),
         ("smoothed_itself", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
         ("guide", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
     ],
