@@ -92,7 +92,8 @@ def fit_epoch(
         history = model.fit(
             Batches(), epochs=1, shuffle=False, verbose=0, callbacks=[Rates()]
         ).history
-        figures = {name: values[-1] for name, values in history.items()}
+        # Of a train step that has told no loss, Keras tells 0.
+        figures = {name: values[-1] for name, values in history.items() if any(values)}
         if not {"loss", "sparse_categorical_accuracy"} <= figures.keys():
             _, loss, accuracy = evaluate(order)
             figures = {"loss": loss, "sparse_categorical_accuracy": accuracy} | figures

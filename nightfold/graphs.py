@@ -302,7 +302,8 @@ def _loss(model: Any, candidate: Candidate) -> Callable[[Any, Any, Any], tuple[A
     import tensorflow as tf
 
     def own(x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
-        return model.compute_loss(x=x, y=y, y_pred=probabilities, training=True), []
+        # Not compute_loss, which a class may have overridden without the argument `training`.
+        return model._compute_loss(x, y, probabilities, None, training=True), []
 
     def cross_entropy(_x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
         losses = keras.losses.sparse_categorical_crossentropy(y, probabilities)

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,8 @@ def told(error: Exception, function: Callable[..., Any]) -> str:
     # Keras puts a line of its own before, and colours, and a list of arguments behind.
     lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
     what = next((line for line in lines if line and not line.startswith("Exception enc")), "")
+    # TensorFlow says it at last, before the node.
+    what = next((a for a, b in pairwise(lines) if b.startswith("[[{{node")), what)
     if not isinstance(error, ValueError | TypeError):
         what = f"{type(error).__name__}: {what}"
     file = getattr(getattr(function, "__code__", None), "co_filename", None)

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -473,7 +474,8 @@ class _Training:
 
         known = {id(self.optimizer), id(getattr(self.model, "optimizer", None))}
         for layer in self.model._flatten_layers():
-            for value in vars(layer).values():
+            held = (each if isinstance(each, list) else [each] for each in vars(layer).values())
+            for value in chain.from_iterable(held):
                 if isinstance(value, tf.Variable):
                     yield value
                 elif isinstance(value, keras.optimizers.Optimizer) and id(value) not in known:

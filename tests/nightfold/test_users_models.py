@@ -167,11 +167,12 @@ class Counts(L.Layer):
     def __init__(self):
         super().__init__()
         import tensorflow as tf
-        self.steps = tf.Variable(0.0, trainable=False)
+        self.steps, self.more = tf.Variable(0.0, trainable=False), [tf.Variable(1.0)]
     def call(self, x, training=False):
         if training:
             self.steps.assign_add(1.0)
-        return x * (1 + self.steps.value())
+            self.more[0].assign(self.more[0] * 1.1)
+        return x * (self.more[0].value() + self.steps.value())
 def tensorflow_variable(i, n):
     return head(Counts()(i), n)
 def other_epsilon(i, n):
@@ -193,6 +194,15 @@ def call_and_compute_loss(i, n):
     model = CallAndLoss(i, head(i, n))
     model.compile(loss="sparse_categorical_crossentropy")
     return model
+class Older(keras.Model):
+    def compute_loss(self, x, y, y_pred, sample_weight):
+        return super().compute_loss(x, y, y_pred, sample_weight)
+def older_signature(i, n):
+    model = Older(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy")
+    return model
+def out_of_range(i, n):
+    return head(L.Embedding(2, 4)(L.Flatten()(5 * i)), n)
 class Breaks(L.Layer):
     def call(self, x, training=None):
         if training:
@@ -346,6 +356,7 @@ def test_a_train_step_finds_what_its_model_was_made_with(small_mnist, users):
         for name, rate in (("simplest", 2**-8), ("a_quarter", 2**-6))
     )
     assert distance(whole, quarter) < 1e-6
+    assert 1 < trained(small_mnist, users("simplest")).history[0].train_loss < 2.5
 
 
 def test_a_network_with_a_call_of_its_own_is_called_once(small_mnist, users):
@@ -397,6 +408,11 @@ def test_a_model_compiled_without_a_loss_minimises_the_usual_one(small_mnist, us
     assert distance(*models) == 0
 
 
+def test_a_loss_may_have_the_signature_that_older_keras_asked_for(small_mnist, users):
+    models = [trained(small_mnist, users(n)).model for n in ("older_signature", "plain")]
+    assert distance(*models) < 1e-6
+
+
 def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
     with_penalty = trained(small_mnist, users("penalised_wide_dense")).history[0].train_loss
     model = build_model(users("penalised_wide_dense"), SCALER, small_mnist, 3)
@@ -424,6 +440,7 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
         ("call_and_compute_loss", {}, "has both a call and a train step of its own"),
         ("weighted_loss", {}, "loss_weights, which a night does not take over"),
         ("own_compile", {}, "a Compiles with a compile of its own"),
+        ("out_of_range", {}, "cannot be trained: InvalidArgumentError: indices.* is not in"),
         ("breaks", {}, "cannot be trained: RuntimeError: .*it is broken"),
         ("smoothed_itself", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
         ("guide", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
