@@ -90,8 +90,8 @@ def _is_plain(layer: Layer, calls: list[Any]) -> bool:
     return (
         getattr(given, "dtype", None) == layer.compute_dtype
         and layer.compute_dtype in ("float32", "float64")
-        and not named
-        and not any(value is not None for value in more)
+        and named.keys() <= {"mask"}
+        and not any(value is not None for value in (*more, *named.values()))
         and layer.activity_regularizer is None
         and _is_pointwise(getattr(layer, "activation", None))
         and getattr(layer, "quantization_mode", None) is None

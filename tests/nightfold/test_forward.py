@@ -169,3 +169,14 @@ def test_convolutions_of_many_channels_are_winograds(monkeypatch):
     deep = keras.Model(inputs, find("deep")(inputs, 10))
     training_pass(deep)(tf.zeros((2, 28, 28, 1), tf.float64))
     assert sides == [12, 10], "not the first, of one channel"
+
+
+def test_batch_normalisation_of_images_is_one_operation():
+    """It is so in float32 only."""
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    inputs = keras.Input((28, 28, 1))
+    model = keras.Model(inputs, find("batch_norm")(inputs, 10))
+    images = tf.TensorSpec([2, 28, 28, 1], tf.float32)
+    graph = tf.function(training_pass(model)).get_concrete_function(images).graph
+    assert "FusedBatchNormV3" in {operation.type for operation in graph.get_operations()}
