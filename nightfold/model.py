@@ -131,11 +131,13 @@ def _assembled(candidate: Candidate, inputs: Any, x: Any, built: Any) -> Any:
     else:
         outputs, kind = own(x), keras.Model
     model = kind(inputs, outputs, name=_name_of(candidate))
-    every = vars(keras.Model(inputs, outputs)).keys() if kind is type(own) else vars(own).keys()
-    for name, value in vars(own).items():
-        plain = isinstance(value, bool | int | float | str | tuple | None)
-        if name not in every and (plain or name not in vars(model)):
-            setattr(model, name, value)  # what its train step may look at
+    if kind is type(own):
+        # What its train step may look at; Keras's own attributes and its metrics are the new one's.
+        keras_own = vars(keras.Model(inputs, outputs)).keys()
+        for name, value in vars(own).items():
+            plain = isinstance(value, bool | int | float | str | tuple | None)
+            if name not in keras_own and (plain or name not in vars(model)):
+                setattr(model, name, value)
     if own.compiled and own.loss is not None:
         model.compile(loss=own.loss)
     return model
