@@ -43,6 +43,7 @@ from nightfold.summary import (
     StoppedFacts,
     Summary,
 )
+from nightfold.zoo import is_own
 from tasks.aggregate import aggregate
 from tasks.challenge import Contest, challenge, may_repeat
 from tasks.compare import compare
@@ -50,6 +51,7 @@ from tasks.defend import Defence, defend
 from tasks.hand_out import announce, train_all
 from tasks.ingest import ingest
 from tasks.race import accuracies, race
+from tasks.rehearse import rehearse
 from tasks.report import report
 from tasks.scale import FittedScalers, scale
 from tasks.split import split
@@ -223,6 +225,14 @@ def cut(run: Run, dataset: DatasetHandle, defence: Defence) -> Prepared:
     plan = split(dataset, experiment.plan, run.artifacts)
     scalings = [candidate.scaling for candidate in experiment.candidates]
     return Prepared(dataset, plan, scale(dataset, plan, scalings, str(run.folder)), defence)
+
+
+def rehearse_own(run: Run, data: Prepared, runner: TaskRunner[Any]) -> None:
+    """Try on the workers whether networks of the user's own could be published at all."""
+    own = [c.name for c in run.experiment.candidates if is_own(c.architecture)]
+    tried = [runner.submit(rehearse, {"job": data.final_job(run, name)}) for name in own]
+    for future in tried:
+        future.result()
 
 
 def with_another_repeat(run: Run, data: Prepared) -> Prepared:

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.night import Run, contest, prepare, publish, refuse
+from flows.night import Run, contest, prepare, publish, refuse, rehearse_own
 from flows.runners import make_runner
 from flows.settings import DEFAULTS, Settings
 from nightfold.errors import NightfoldError
@@ -34,7 +34,9 @@ def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
         run = Run.begin("retrain", settings)
         with run.turn():
             with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
-                scored, challenged = contest(run, prepare(run), runner)
+                data = prepare(run)
+                rehearse_own(run, data, runner)
+                scored, challenged = contest(run, data, runner)
                 best = scored.best.name
                 parameters = {
                     "job": scored.data.final_job(run, best),

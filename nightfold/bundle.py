@@ -225,9 +225,7 @@ def seal(
             "training diverged; lower the learning rate and train again."
         )
     with atomic_folder(target) as part:
-        model.save(part / MODEL)
-        if h5:
-            model.save(part / MODEL_H5)
+        _save(model, part, h5=h5)
         np.savez(part / GOLDEN, images=golden_images, probabilities=probabilities)
         (part / CARD).write_text(_card(facts, golden_images.shape[1:], h5), encoding="utf-8")
         loaded = _load_model((part / MODEL).read_bytes(), target / MODEL)
@@ -237,6 +235,33 @@ def seal(
         if signed := signature.sign((part / MANIFEST).read_bytes()):
             (part / SIGNATURE).write_bytes(signed)
     return _sealed_before(target, facts)
+
+
+def rehearse(model: Any, images: NDArray[np.uint8], *, h5: bool = False) -> None:
+    """Save and load `model` as `seal` does, and keep nothing: to be asked before it is trained.
+
+    Parameters
+    ----------
+    model : keras.Model
+    images : ndarray of uint8, shape (n, height, width, channels)
+        A few raw inputs.
+    h5 : bool
+        As for `seal`.
+
+    Raises
+    ------
+    BundleRefused
+        If it could not be sealed.
+    """
+    with tempfile.TemporaryDirectory(prefix="nightfold-") as folder:
+        file = Path(folder) / MODEL
+        _save(model, file.parent, h5=h5)
+        loaded = _load_model(file.read_bytes(), Path(MODEL))
+    if not _difference(loaded, images, _probabilities(model, images)) <= GOLDEN_TOLERANCE:
+        raise BundleRefused(
+            "the model gives other answers, or none that are numbers, when it was saved and "
+            "loaded: keep all that a class of your own needs in its weights and its get_config."
+        )
 
 
 def sign(path: Path, *, manifest_sha256: str | None = None) -> Manifest:
@@ -393,6 +418,20 @@ def _probabilities(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]
     return np.concatenate(parts)
 
 
+def _save(model: Any, folder: Path, *, h5: bool) -> None:
+    try:
+        model.save(folder / MODEL)
+        if h5:
+            model.save(folder / MODEL_H5)
+    except OSError:  # the disk's
+        raise
+    except Exception as error:  # Keras asks layers for their configuration, which may be anyone's.
+        raise BundleRefused(
+            f"Keras cannot save the model ({_first_line(error)}): give each class of your own a "
+            "get_config that names what its constructor takes."
+        ) from error
+
+
 def _load_model(content: bytes, file: Path) -> Any:
     """The model in `content`, which was read from `file`."""
     try:
@@ -452,13 +491,18 @@ def _read_golden(
     return images, probabilities
 
 
+def _difference(model: Any, images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> float:
+    """By how much an answer of `model` differs at most from `probabilities`."""
+    return float(np.max(np.abs(_probabilities(model, images) - probabilities)))
+
+
 def _check_golden(
     model: Any,
     images: NDArray[np.uint8],
     probabilities: NDArray[np.float32],
     path: Path,
 ) -> None:
-    difference = float(np.max(np.abs(_probabilities(model, images) - probabilities)))
+    difference = _difference(model, images, probabilities)
     if not difference <= GOLDEN_TOLERANCE:  # Not ">": a NaN must be refused too.
         raise BundleRefused(
             f"The model in {path} no longer gives the answers it was sealed with (a probability "

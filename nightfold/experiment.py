@@ -146,9 +146,9 @@ class Candidate(Declared):
     @field_validator("architecture")
     @classmethod
     def _architecture_exists(cls, name: str) -> str:
-        from nightfold.zoo import architectures
+        from nightfold.zoo import architectures, is_own
 
-        if ":" not in name and name not in architectures():
+        if not is_own(name) and name not in architectures():
             known = ", ".join(architectures())
             raise ValueError(
                 f"there is no such architecture; choose one of {known}, or module:function"

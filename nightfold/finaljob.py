@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nightfold.dataset import DatasetHandle
+from nightfold.errors import BundleRefused, UsageError
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, result_key
@@ -64,6 +65,29 @@ class FinalJob(BaseModel):
         key = result_key(self.candidate, self.dataset.digest, {"final": True, "seed": self.seed})
         return Store(self.artifacts).folds / f"final-{key[:32]}"
 
+    def rehearse(self) -> None:
+        """Build, save and load the network untrained: no night is spent on what cannot be sealed.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be built, or not be sealed.
+        """
+        from nightfold import backend
+        from nightfold.bundle import rehearse
+        from nightfold.model import answering, build_model
+
+        backend.start()
+        dataset = self.dataset.open()
+        model = build_model(self.candidate, self.scaler, dataset, self.seed)
+        try:
+            rehearse(answering(model), np.asarray(dataset.train.images[:2]), h5=self.h5)
+        except BundleRefused as refused:
+            raise UsageError(
+                f"The architecture {self.candidate.architecture!r} could not be published after "
+                f"its training: {refused}"
+            ) from refused
+
     def fit(self) -> Trained:
         """Fit on all training rows, or continue, or find it done.
 
@@ -74,6 +98,7 @@ class FinalJob(BaseModel):
         UsageError
             If the architecture cannot be built.
         """
+        from nightfold.model import answering
         from nightfold.training import train
 
         dataset = self.dataset.open()
@@ -82,7 +107,7 @@ class FinalJob(BaseModel):
         # The run's reference to the checkpoint: what no kept run refers to may be pruned.
         note = Store(self.artifacts).run(self.run_id) / "final.json"
         write_json(note, {"folder": str(self.folder)})
-        return train(
+        trained = train(
             self.candidate,
             dataset,
             rows,
@@ -92,6 +117,8 @@ class FinalJob(BaseModel):
             checkpoint=self.folder / "checkpoint.npz",
             on_epoch=self._tell_progress,
         )
+        trained.model = answering(trained.model)
+        return trained
 
     def _tell_progress(self, epoch: Epoch) -> None:
         figures = epoch.model_dump(mode="json")

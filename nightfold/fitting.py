@@ -25,6 +25,8 @@ def why_fit(model: Any) -> str | None:
     """
     if has_own_step(model):
         return "has a train step or a loss of its own"
+    if model.run_eagerly:
+        return "is to run eagerly"
     if any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers()):
         return "computes in less than float32"
     if any(getattr(output, "_keras_mask", None) is not None for output in model.outputs):
@@ -68,6 +70,7 @@ def fit_epoch(
         loss=model.loss if model.compiled else _cross_entropy(candidate.label_smoothing),
         # A train step of its own need not know of metrics, which then cannot be asked.
         metrics=None if own_step else ["sparse_categorical_accuracy"],
+        run_eagerly=model.run_eagerly,
     )
 
     def epoch(

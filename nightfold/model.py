@@ -140,6 +140,7 @@ def _assembled(candidate: Candidate, inputs: Any, x: Any, built: Any) -> Any:
                 setattr(model, name, value)
     if own.compiled and own.loss is not None:
         model.compile(loss=own.loss)
+    model.run_eagerly = own.compiled and own.run_eagerly
     return model
 
 
@@ -157,6 +158,16 @@ def has_own_step(model: Any) -> bool:
     )
 
 
+def answering(model: Any) -> Any:
+    """The model without its class's ways of training: plain Keras can load what is left."""
+    import keras
+    from keras.src.models.functional import Functional
+
+    if type(model) is Functional:
+        return model
+    return keras.Model(model.input, model.output, name=model.name)
+
+
 def told(error: Exception, function: Callable[..., Any]) -> str:
     """An error in a user's code in a line: what, and where in the file of `function`."""
     # Keras puts a line of its own before, and colours, and a list of arguments behind.
@@ -166,9 +177,15 @@ def told(error: Exception, function: Callable[..., Any]) -> str:
     what = next((a for a, b in pairwise(lines) if b.startswith("[[{{node")), what)
     if not isinstance(error, ValueError | TypeError):
         what = f"{type(error).__name__}: {what}"
+    at = line_of(error, function)
+    return what if at is None else f"{what} ({Path(function.__code__.co_filename).name}, line {at})"
+
+
+def line_of(error: Exception, function: Callable[..., Any]) -> int | None:
+    """The line in the file of `function` where an error came from; None if from elsewhere."""
     file = getattr(getattr(function, "__code__", None), "co_filename", None)
     at = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    return f"{what} ({Path(file).name}, line {at[-1]})" if file and at else what
+    return at[-1] if at else None
 
 
 def averaged(models: list[Any], name: str) -> Any:
@@ -193,7 +210,8 @@ def averaged(models: list[Any], name: str) -> Any:
         inputs = keras.Input(models[0].input_shape[1:], dtype="uint8", name="image")
         for position, model in enumerate(models, start=1):
             model.name = f"{name}_{position}"
-        outputs = keras.layers.Average(name="mean")([model(inputs) for model in models])
+        parts = [answering(model)(inputs) for model in models]
+        outputs = keras.layers.Average(name="mean")(parts)
         return keras.Model(inputs, outputs, name=name)
 
 

@@ -27,11 +27,11 @@ from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Candidate
 from nightfold.fitting import fit_epoch, why_fit
 from nightfold.graphs import epoch_graph, evaluation_graph, in_calls, rows_of, score_in_calls
-from nightfold.model import averaged, build_model, told
+from nightfold.model import averaged, build_model, line_of, told
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
-from nightfold.zoo import find
+from nightfold.zoo import find, is_own
 
 ENGINE = 6
 """Part of every result's key: raise it when the same candidate would give other numbers."""
@@ -256,14 +256,19 @@ def _set_aside(
 @contextmanager
 def _code_of(architecture: str) -> Iterator[None]:
     """Tell a mistake in an architecture of the user's own, which shows when its graph is made."""
+    import tensorflow as tf
+
     try:
         yield
-    except (NightfoldError, OSError, MemoryError):
+    except (NightfoldError, MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:
-        if ":" not in architecture:
+        if not is_own(architecture):
             raise
-        what = told(error, find(architecture))
+        build = find(architecture)
+        if isinstance(error, OSError) and line_of(error, build) is None:
+            raise  # a disk's, which may work again
+        what = told(error, build)
         raise UsageError(f"The architecture {architecture!r} cannot be trained: {what}") from error
 
 

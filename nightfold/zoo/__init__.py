@@ -37,6 +37,11 @@ def architectures() -> dict[str, Build]:
     return dict(sorted(_ARCHITECTURES.items()))
 
 
+def is_own(name: str) -> bool:
+    """Whether `name` is a ``module:function`` of the user's."""
+    return ":" in name
+
+
 def find(name: str) -> Build:
     """The architecture called `name`, or the user's ``module:function``.
 

@@ -359,6 +359,31 @@ def test_refused_data_fails_the_run_once_and_names_the_rows(settings, tmp_path):
     assert not (tmp_path / "a" / "latest.json").exists()
 
 
+def test_a_network_that_cannot_be_sealed_is_refused_before_any_fold(
+    settings, tmp_path, monkeypatch
+):
+    (tmp_path / "unsealable.py").write_text(
+        "from keras import layers\n"
+        "def doubled(images, n_classes):\n"
+        "    x = layers.Lambda(lambda pixels: 2 * pixels)(images)\n"
+        "    return layers.Dense(n_classes, activation='softmax')(layers.Flatten()(x))\n"
+    )
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(
+        'name = "own"\ndataset = {source = "mnist"}\nplan = {folds = 2}\n'
+        '[[candidates]]\nname = "doubled"\narchitecture = "unsealable:doubled"\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = settings(tmp_path / "a", experiment=str(experiment), candidates=None)
+    state = retrain(own, return_state=True)
+    assert state.is_failed()
+    assert "could not be published after its training: " in state.message
+    assert "holds the layer Lambda" in state.message
+    names = [run.name for run in task_runs(state)]
+    assert "rehearse doubled" in names
+    assert not [name for name in names if name.startswith("train")]
+
+
 def start(settings):
     values = settings.model_dump()
     code = (

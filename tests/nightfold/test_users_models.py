@@ -1,13 +1,17 @@
 """Networks of a user's own: trained as Keras's fit trains them, or refused in a sentence."""
 
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+from nightfold.bundle import Bundle, seal
 from nightfold.errors import UsageError
-from nightfold.experiment import Augmentation, Candidate, Optimizer, Schedule
+from nightfold.experiment import Augmentation, Candidate, Optimizer, PlanChoice, Schedule
+from nightfold.finaljob import FinalJob
+from nightfold.foldplan import FoldPlan
 from nightfold.model import build_model
 from nightfold.optimization import make_optimizer
 from nightfold.scaling import Scaler
@@ -261,6 +265,48 @@ class Both(keras.Model):
         return super().train_step(data)
 def call_and_step(i, n):
     return Both(i, head(i, n))
+
+# What has no name that a file could hold.
+def unnamed_function(i, n):
+    return head(L.Lambda(lambda x: 2 * x)(i), n)
+class Halves(L.Layer):
+    def call(self, x):
+        return x / 2
+def unregistered(i, n):
+    return head(Halves()(i), n)
+@keras.saving.register_keras_serializable("users")
+class Scales(L.Layer):
+    def __init__(self, by, **kwargs):
+        super().__init__(**kwargs)
+        self.by = by
+    def call(self, x):
+        return x * self.by
+def without_configuration(i, n):
+    return head(Scales(ops.ones(1))(i), n)
+@keras.saving.register_keras_serializable("users")
+class Forgets(Scales):
+    def get_config(self):
+        return {**super(Scales, self).get_config(), "by": 1}
+def forgetful(i, n):
+    return head(Forgets(3)(i), n)
+def no_numbers(i, n):
+    bad = keras.initializers.Constant(float("nan"))
+    return head(L.Dense(4, kernel_initializer=bad)(L.Flatten()(i)), n)
+
+class Looks(keras.Model):
+    def train_step(self, data):
+        SEEN.append(float(ops.mean(self(data[0])).numpy()))
+        return super().train_step(data)
+SEEN = []
+def runs_eagerly(i, n):
+    model = Looks(i, head(i, n))
+    model.compile(run_eagerly=True)
+    return model
+def reads_a_missing_file(i, n):
+    class Reads(L.Layer):
+        def call(self, x, training=None):
+            return x * float(open("nowhere.txt").read()) if training else x
+    return head(Reads()(i), n)
 """
 
 SCALER = Scaler(name="normalize", scale=1 / 255)
@@ -442,6 +488,11 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
         ("own_compile", {}, "a Compiles with a compile of its own"),
         ("out_of_range", {}, "cannot be trained: InvalidArgumentError: indices.* is not in"),
         ("breaks", {}, "cannot be trained: RuntimeError: .*it is broken"),
+        (
+            "reads_a_missing_file",
+            {},
+            r"cannot be trained: FileNotFoundError: .* \(users_networks.py, line \d+\)",
+        ),
         ("smoothed_itself", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
         ("guide", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
     ],
@@ -451,3 +502,54 @@ def test_a_mistake_is_told_in_a_sentence(name, changes, sentence, small_mnist, u
         trained(small_mnist, users(name, **changes))
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
+
+
+def test_a_step_that_is_to_run_eagerly_does(small_mnist, users):
+    trained(small_mnist, users("runs_eagerly"))
+    seen = sys.modules["users_networks"].SEEN
+    assert seen == pytest.approx([0.1] * 4)
+
+
+@pytest.fixture
+def final_job(small_mnist, users, tmp_path):
+    """The final fit of one of the networks above on `small_mnist`."""
+    plan = FoldPlan.build(PlanChoice(folds=2), small_mnist)
+
+    def make(name, **changes):
+        return FinalJob(
+            candidate=users(name, **changes),
+            dataset=small_mnist.handle,
+            plan=plan.handle(plan.save(tmp_path)),
+            scaler=SCALER,
+            seed=3,
+            run_id="night-1",
+            artifacts=str(tmp_path),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("unnamed_function", "holds the layer Lambda"),
+        ("unregistered", "uses 'Halves', which nobody here has registered"),
+        ("without_configuration", "cannot save the model .* give each class .* a get_config"),
+        ("forgetful", "other answers, .* when it was saved and loaded"),
+        ("no_numbers", "none that are numbers"),
+    ],
+)
+def test_what_could_not_be_sealed_is_told_before_it_is_trained(name, sentence, final_job):
+    with pytest.raises(UsageError, match=f"could not be published after .*: .*{sentence}") as told:
+        final_job(name).rehearse()
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ensemble": 2}])
+def test_a_class_that_only_trains_in_its_own_way_needs_no_name(changes, final_job, facts, tmp_path):
+    """The sealed model answers without it."""
+    job = final_job("guide", **changes)
+    job.rehearse()
+    images = np.asarray(job.dataset.open().test.images[:4])
+    handle = seal(job.fit().model, tmp_path / "models", facts, images)
+    assert Bundle.load(Path(handle.path)).predict(images).sum() == pytest.approx(4)
