@@ -23,6 +23,10 @@ _left_out: list[str] = []
 
 _loading = threading.Lock()
 
+_counting = threading.Lock()
+_inside = 0
+_others: set[str] = set()  # gradients that were registered before
+
 
 def leave_out_extras() -> None:
     """Let `start` load TensorFlow and Keras alone, in little more than half of the time.
@@ -88,6 +92,34 @@ def require_one_thread() -> None:
             "scores in their last digits; call nightfold.backend.start() before anything else "
             "uses TensorFlow, or train in worker processes."
         )
+
+
+@contextmanager
+def graphs_given_back() -> Iterator[None]:
+    """Let the graphs that were traced inside go, as soon as no thread is inside any more.
+
+    TensorFlow registers each use of `tf.custom_gradient`, of ours and of Keras's, for as long as
+    the process lives, and with it the whole graph around it: some MB a fold, in workers that may
+    live for months (https://github.com/tensorflow/tensorflow/issues/97697).
+    """
+    from tensorflow.python.framework.ops import gradient_registry
+
+    global _inside
+    registered = gradient_registry._registry
+    with _counting:
+        if not _inside:
+            _others.update(registered)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _inside -= 1
+            if not _inside:  # a thread that still is may be about to use what it has registered
+                for name in registered.keys() - _others:
+                    if name.startswith("CustomGradient-"):
+                        del registered[name]
+                _others.clear()
 
 
 @contextmanager

@@ -128,21 +128,22 @@ def train(
     backend.start()
     backend.require_one_thread()
     members = []
-    for member in range(candidate.ensemble):
-        before = member * candidate.epochs
-        members.append(
-            _train_one(
-                candidate,
-                dataset,
-                train_rows,
-                scored_rows,
-                scaler=scaler,
-                seed=_member_seed(seed, member),
-                checkpoint=checkpoint and checkpoint_of(checkpoint, member),
-                on_epoch=on_epoch and _counted_on(on_epoch, before),
-                on_note=on_note if member == 0 else None,
+    with backend.graphs_given_back():
+        for member in range(candidate.ensemble):
+            before = member * candidate.epochs
+            members.append(
+                _train_one(
+                    candidate,
+                    dataset,
+                    train_rows,
+                    scored_rows,
+                    scaler=scaler,
+                    seed=_member_seed(seed, member),
+                    checkpoint=checkpoint and checkpoint_of(checkpoint, member),
+                    on_epoch=on_epoch and _counted_on(on_epoch, before),
+                    on_note=on_note if member == 0 else None,
+                )
             )
-        )
     return members[0] if len(members) == 1 else _together(members, candidate, dataset, scored_rows)
 
 

@@ -1,5 +1,6 @@
 """The training loop: what Keras would compute, resumable, deterministic, blind to scored rows."""
 
+import gc
 import random
 import sys
 import threading
@@ -231,6 +232,38 @@ def test_a_checkpoint_holds_all_that_the_next_epoch_needs(small_mnist, tmp_path)
     assert (counts["model"], counts["optimizer"], counts["sum"]) == (8, 14, 6)
     resumed = run(small_mnist, recipe, checkpoint=tmp_path / "c.npz")
     assert (resumed.probabilities == undisturbed.probabilities).all()
+
+
+@pytest.mark.parametrize("architecture", ["swift", "deep"])
+def test_a_worker_keeps_no_graph_of_a_training_that_is_over(small_mnist, architecture):
+    """It may live for months; TensorFlow by itself would keep all that have a custom gradient."""
+
+    def graphs():
+        gc.collect()
+        return sum(type(each).__name__ == "FuncGraph" for each in gc.get_objects())
+
+    before = graphs()
+    run(small_mnist, candidate(architecture, epochs=1))
+    assert graphs() <= before
+
+
+def test_gradients_that_others_have_registered_stay():
+    backend.start()
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def squared(x):
+        return x * x, lambda upstream: 7 * upstream
+
+    graph = tf.function(squared)
+    graph(tf.constant(3.0))
+    with backend.graphs_given_back():
+        pass
+    with tf.GradientTape() as tape:
+        x = tf.constant(3.0)
+        tape.watch(x)
+        y = graph(x)
+    assert tape.gradient(y, x) == 7
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(small_mnist, tmp_path):
