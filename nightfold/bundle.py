@@ -419,6 +419,9 @@ def _probabilities(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]
 
 
 def _save(model: Any, folder: Path, *, h5: bool) -> None:
+    for part in model._flatten_layers():
+        if getattr(part, "compiled", False):
+            part.compiled = False  # how it was trained is nothing that a bundle needs
     try:
         model.save(folder / MODEL)
         if h5:

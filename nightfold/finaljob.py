@@ -75,13 +75,13 @@ class FinalJob(BaseModel):
         """
         from nightfold import backend
         from nightfold.bundle import rehearse
-        from nightfold.model import answering, build_model
+        from nightfold.model import build_model
 
         backend.start()
         dataset = self.dataset.open()
         model = build_model(self.candidate, self.scaler, dataset, self.seed)
         try:
-            rehearse(answering(model), np.asarray(dataset.train.images[:2]), h5=self.h5)
+            rehearse(model, np.asarray(dataset.train.images[:2]), h5=self.h5)
         except BundleRefused as refused:
             raise UsageError(
                 f"The architecture {self.candidate.architecture!r} could not be published after "
@@ -98,7 +98,6 @@ class FinalJob(BaseModel):
         UsageError
             If the architecture cannot be built.
         """
-        from nightfold.model import answering
         from nightfold.training import train
 
         dataset = self.dataset.open()
@@ -107,7 +106,7 @@ class FinalJob(BaseModel):
         # The run's reference to the checkpoint: what no kept run refers to may be pruned.
         note = Store(self.artifacts).run(self.run_id) / "final.json"
         write_json(note, {"folder": str(self.folder)})
-        trained = train(
+        return train(
             self.candidate,
             dataset,
             rows,
@@ -117,8 +116,6 @@ class FinalJob(BaseModel):
             checkpoint=self.folder / "checkpoint.npz",
             on_epoch=self._tell_progress,
         )
-        trained.model = answering(trained.model)
-        return trained
 
     def _tell_progress(self, epoch: Epoch) -> None:
         figures = epoch.model_dump(mode="json")

@@ -14,28 +14,46 @@ from numpy.typing import NDArray
 from nightfold.augmentation import augment
 from nightfold.experiment import Candidate
 from nightfold.graphs import Rows, gather
-from nightfold.model import has_own_step
+from nightfold.model import Network, has_own_step
 
 
-def why_fit(model: Any) -> str | None:
-    """Why the model is left to Keras's fit, as the rest of a sentence about it; None if it is not.
+def why_fit(network: Network) -> str | None:
+    """Why a network is left to Keras's fit, as the rest of a sentence about it; None if it is not.
 
     Below float32, Keras multiplies losses so that small gradients are not lost, and casts here and
-    there.
+    there; of a layer that masks, a model with a call of its own does not tell before it is called.
     """
-    if has_own_step(model):
+    import keras
+
+    model, own = network.model, network.own
+    layers = list(model._flatten_layers())
+    if has_own_step(own):
         return "has a train step or a loss of its own"
-    if model.run_eagerly:
+    if own is not None and own.run_eagerly:
         return "is to run eagerly"
-    if any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers()):
+    if any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers):
         return "computes in less than float32"
-    if any(getattr(output, "_keras_mask", None) is not None for output in model.outputs):
-        return "masks rows out of the loss"
+    if any(getattr(output, "_keras_mask", None) is not None for output in model.outputs) or any(
+        _masks(layer) for layer in layers
+    ):
+        return "may mask rows out of the loss"
+    losses = keras.tree.flatten(model.loss) if model.compiled else []
+    if any(getattr(loss, "reduction", "sum") in (None, "none") for loss in losses):
+        return "has a loss that is not reduced to a number"
     return None
 
 
+def _masks(layer: Any) -> bool:
+    """Whether the layer may begin a mask; most others only pass one on."""
+    import keras
+
+    if type(layer).compute_mask.__module__.startswith("keras."):
+        return isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False)
+    return True
+
+
 def fit_epoch(
-    model: Any,
+    network: Network,
     optimizer: Any,
     candidate: Candidate,
     rows: Rows,
@@ -46,8 +64,8 @@ def fit_epoch(
 
     Parameters
     ----------
-    model : keras.Model
-        Its optimizer is `optimizer` afterwards, or one around it.
+    network : Network
+        The optimizer of what is trained is `optimizer` afterwards, or one around it.
     optimizer : keras.optimizers.Optimizer
     candidate : Candidate
     rows : Rows
@@ -64,10 +82,13 @@ def fit_epoch(
     """
     import keras
 
+    model = network.trained
     own_step = type(model).train_step is not keras.Model.train_step
+    own_loss = network.model.compiled
     model.compile(
         optimizer=optimizer,
-        loss=model.loss if model.compiled else _cross_entropy(candidate.label_smoothing),
+        loss=network.model.loss if own_loss else _cross_entropy(candidate.label_smoothing),
+        loss_weights=network.model._compile_loss._user_loss_weights if own_loss else None,
         # A train step of its own need not know of metrics, which then cannot be asked.
         metrics=None if own_step else ["sparse_categorical_accuracy"],
         run_eagerly=model.run_eagerly,
@@ -85,6 +106,8 @@ def fit_epoch(
                 x, y = gather(*rows.of(chosen))
                 if candidate.augmentation is not None:
                     x = augment(x, candidate.augmentation, seed, first_step + i)
+                if network.own is not None:
+                    x = network.scaled(x)
                 return x.numpy(), y.numpy().astype(np.int64)  # as a snapshot has them
 
         class Rates(keras.callbacks.Callback):  # type: ignore[misc]

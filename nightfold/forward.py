@@ -69,8 +69,8 @@ def training_pass(model: Any) -> Callable[[Any], Any]:
     return run
 
 
-def _plain_layers(model: Any) -> list[Layer]:
-    """Layers that compute from one tensor, once, what their class is known for, and no more.
+def _plain_layers(model: Any) -> dict[Layer, Any]:
+    """Layers that compute from one tensor, once, what their class is known for; and that tensor.
 
     Not so if a layer has a penalty on its output, an activation that looks at more than one channel
     vector at a time, adapters, another dtype than its input or less than float32, or was called
@@ -80,7 +80,11 @@ def _plain_layers(model: Any) -> list[Layer]:
     for nodes in model._nodes_by_depth.values():
         for node in nodes:
             calls.setdefault(id(node.operation), []).append(node)
-    return [layer for layer in model.layers if _is_plain(layer, calls.get(id(layer), []))]
+    return {
+        layer: calls[id(layer)][0].input_tensors[0]
+        for layer in model.layers
+        if _is_plain(layer, calls.get(id(layer), []))
+    }
 
 
 def _is_plain(layer: Layer, calls: list[Any]) -> bool:
@@ -106,7 +110,7 @@ def _is_pointwise(activation: Any) -> bool:
     return activation is None or activation in vars(activations).values()
 
 
-def _pixels_read(plain: list[Layer]) -> dict[int, tuple[int, int]]:
+def _pixels_read(plain: dict[Layer, Any]) -> dict[int, tuple[int, int]]:
     """Rows and columns of its input that matter, for the first layer of some chains, by `id`.
 
     Windows that do not fit leave the last rows and columns out: pooling 9 x 9 pixels by 2 reads
@@ -159,7 +163,7 @@ def _call_on(sides: tuple[int, int], call: Callable[..., Any], x: Any, **kwargs:
     return call(x[:, :height, :width, :], **kwargs)
 
 
-def _fewer_products(plain: list[Layer]) -> Rewrites:
+def _fewer_products(plain: dict[Layer, Any]) -> Rewrites:
     """Convolutions of 3 x 3 windows as products at points (`nightfold.winograd`)."""
     from keras import layers
 
@@ -188,11 +192,11 @@ def _convolve(layer: Layer, x: Any) -> Any:
         return layer.convolution_op(x, layer.kernel)
     kernel = tf.convert_to_tensor(layer.kernel)
     y = winograd.convolve(x, kernel, padded=layer.padding == "same")
-    return _exact_zeros(y, layer.bias) if layer.use_bias else y
+    return _exact_zeros(y, layer.bias if layer.use_bias else None)
 
 
 def _exact_zeros(y: Any, bias: Any) -> Any:
-    """Zeros in place of what is only rounding, as long as a bias is exactly zero.
+    """Zeros in place of what is only rounding, as long as a bias is exactly zero or there is none.
 
     Biases are zero before the first step. ReLU passes no gradient at zero, but does just above it:
     under a window of zeros, of which the margins of digits are full, rounding alone would decide
@@ -200,7 +204,7 @@ def _exact_zeros(y: Any, bias: Any) -> Any:
     """
     import tensorflow as tf
 
-    at_zero = tf.reduce_any(tf.convert_to_tensor(bias) == 0)
+    at_zero = True if bias is None else tf.reduce_any(tf.convert_to_tensor(bias) == 0)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(y: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -209,7 +213,8 @@ def _exact_zeros(y: Any, bias: Any) -> Any:
             least = 2**6 * np.finfo(y.dtype.as_numpy_dtype).eps * tf.reduce_max(size)
             return tf.where(size < least, tf.zeros_like(y), y)
 
-        return tf.cond(at_zero, rounded, lambda: y), lambda dy: dy
+        kept = rounded() if at_zero is True else tf.cond(at_zero, rounded, lambda: y)
+        return kept, lambda dy: dy
 
     return run(y)
 
@@ -231,7 +236,7 @@ def _winograd_pays(layer: Layer, x: Any) -> bool:
     )
 
 
-def _bias_behind_pooling(plain: list[Layer]) -> Rewrites:
+def _bias_behind_pooling(plain: dict[Layer, Any]) -> Rewrites:
     """Convolution, bias, ReLU, max-pooling: bias and ReLU on the pooled quarter alone.
 
     Adding a constant and ReLU are monotone, in floating point too, so the largest of a window is
@@ -260,7 +265,7 @@ def _bias_behind_pooling(plain: list[Layer]) -> Rewrites:
     return rewrites
 
 
-def _fused_batch_norm(plain: list[Layer]) -> Rewrites:
+def _fused_batch_norm(plain: dict[Layer, Any]) -> Rewrites:
     """Batch normalisation of images as one operation forward and one backward, in float32 only.
 
     Its sums over a batch are less exact than Keras's: on 32 images of 26 x 26 they are off by 5e-5
@@ -270,11 +275,11 @@ def _fused_batch_norm(plain: list[Layer]) -> Rewrites:
 
     return {
         id(layer): partial(_normalize_batch, layer)
-        for layer in plain
+        for layer, given in plain.items()
         if type(layer) is layers.BatchNormalization
         and layer.trainable
         and layer.compute_dtype == "float32"
-        and len(layer.input.shape) == 4
+        and len(given.shape) == 4
         and layer.axis in (-1, 3)
         and not layer.renorm
         and not layer.synchronized
@@ -309,15 +314,15 @@ def _normalize_batch(layer: Layer, x: Any, mask: Any = None) -> Any:
     return y
 
 
-def _wide_dense(plain: list[Layer]) -> Rewrites:
+def _wide_dense(plain: dict[Layer, Any]) -> Rewrites:
     """Dense layers whose gradient of the input is not computed against a transposed kernel."""
     from keras import layers
 
     return {
         id(layer): partial(_multiply, layer)
-        for layer in plain
+        for layer, given in plain.items()
         if type(layer) is layers.Dense
-        and len(layer.input.shape) == 2
+        and len(given.shape) == 2
         and layer.kernel.shape[0] * layer.kernel.shape[1] >= WIDE
     }
 

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,42 +27,85 @@ from nightfold.zoo import find
 _BUILDING = threading.Lock()  # Keras draws initial weights from a state that all threads share
 
 
+@dataclass(frozen=True)
+class Network:
+    """A candidate's network, freshly built.
+
+    Attributes
+    ----------
+    model : keras.Model
+        uint8 (n, height, width, channels) in, float32 probabilities (n, n_classes) out; functional.
+    own : keras.Model or None
+        The model that the architecture returned, if it is one: on scaled images, with the same
+        weights. What it was compiled with, and a train step, are its own.
+    scaling : list of keras.layers.Layer
+        From raw pixels to the scaled ones.
+    optimizer : str or None
+        Class of the optimizer that `own` was compiled with, which nobody asks, unless it is what
+        Keras takes if none is named.
+    variables : list of tf.Variable
+        All that building it has made, in their order: weights, moving averages, random states, and
+        whatever else the architecture keeps, wherever it does.
+    """
+
+    model: Any
+    own: Any
+    scaling: list[Any]
+    optimizer: str | None
+    variables: list[Any]
+
+    @property
+    def trained(self) -> Any:
+        """What Keras's fit trains, on scaled images if it is `own`."""
+        return self.model if self.own is None else self.own
+
+    def scaled(self, images: Any) -> Any:
+        """What `own` is given for raw images."""
+        for layer in self.scaling:
+            images = layer(images)
+        return images
+
+
 def build_model(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: int) -> Any:
-    """A fresh model with its own initial weights, scaling inside.
+    """The `model` of a `build_network`."""
+    return build_network(candidate, scaler, dataset, seed).model
+
+
+def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: int) -> Network:
+    """A fresh network with its own initial weights, scaling inside.
 
     Parameters
     ----------
     candidate : Candidate
     scaler : Scaler
-        Fitted on the rows that the model will be trained on.
+        Fitted on the rows that the network will be trained on.
     dataset : Dataset
         Gives image shape and number of classes.
     seed : int
         Of the initial weights and of dropout.
 
-    Returns
-    -------
-    keras.Model
-        uint8 (n, height, width, channels) in, float32 probabilities (n, n_classes) out; of the
-        architecture's own class and with its own loss if it returned a model.
-
     Raises
     ------
     UsageError
-        If the architecture does not fit the images or does not give one probability a class.
+        If the architecture does not fit the images, does not give one probability a class, or
+        returns weights that it has not made itself.
     """
     import keras
     from keras.src.random.seed_generator import global_seed_generator
 
     build = find(candidate.architecture)
-    with _BUILDING, _own_random(seed), _own_settings():
+    with _BUILDING, _own_random(seed), _own_settings(), variables_made() as variables:
         keras.utils.set_random_seed(seed)
         inputs = keras.Input(dataset.image_shape, dtype="uint8", name="image")
-        x = inputs
-        for layer in scaler.layers():
+        x, scaling = inputs, scaler.layers()
+        for layer in scaling:
             x = layer(x)
         try:
-            model = _assembled(candidate, inputs, x, build(x, dataset.n_classes))
+            built = build(x, dataset.n_classes)
+            own = built if isinstance(built, keras.Model) else None
+            _require_usable(candidate, built)
+            outputs = built if own is None else _on(own, x)
+            model = keras.Model(inputs, outputs, name=candidate.name.replace(".", "_"))
             if not all(layer.built for layer in model._flatten_layers()):
                 # A layer within another one, such as an activation, may have no weights before.
                 model(np.zeros((1, *dataset.image_shape), np.uint8), training=False)
@@ -78,101 +122,92 @@ def build_model(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: in
                 f"The architecture {candidate.architecture!r} returns shape {model.output_shape}; "
                 f"it must return (None, {dataset.n_classes}), one probability a class."
             )
-        if candidate.label_smoothing and (model.compiled or has_own_step(model)):
+        if own is not None and own.compiled and own.loss is not None:
+            weights = own._compile_loss._user_loss_weights
+            model.compile(loss=own.loss, loss_weights=weights)
+        if candidate.label_smoothing and (model.compiled or has_own_step(own)):
             raise UsageError(
                 f"label_smoothing has no effect on {candidate.name}, whose architecture "
                 f"{candidate.architecture!r} has a loss or a train step of its own: leave it out."
             )
+        named = type(own.optimizer).__name__ if own is not None and own.compiled else "RMSprop"
+        network = Network(model, own, scaling, None if named == "RMSprop" else named, variables)
+        _require_own_weights(candidate, network)
         # Layers that draw without a seed share this one: made here, it depends on nothing else.
         global_seed_generator()
-        return model
+        return network
 
 
-def _assembled(candidate: Candidate, inputs: Any, x: Any, built: Any) -> Any:
-    """One model from raw pixels to what an architecture has made of the scaled ones.
+def _require_usable(candidate: Candidate, built: Any) -> None:
+    """Refuse what is neither a tensor nor a model that a night can train."""
+    import keras
 
-    A model that it returns is called as a function where that says all, so that its layers become
-    the outer model's own, and the outer one is of its class; a model with a `call` of its own
-    becomes a layer.
+    if not isinstance(built, keras.Model):
+        if isinstance(built, keras.KerasTensor):
+            return
+        what = f"{len(built)} outputs" if isinstance(built, list | tuple | dict) else repr(built)
+        raise UsageError(
+            f"The architecture {candidate.architecture!r} returns {what[:80]}; it must return "
+            "one output or a keras.Model of one, with one probability a class."
+        )
+    for name in ("compile", "fit", "make_train_function"):
+        stock = {getattr(kind, name) for kind in (keras.Model, keras.Sequential)}
+        if getattr(type(built), name) not in stock:
+            raise UsageError(
+                f"The architecture {candidate.architecture!r} returns a {type(built).__name__} "
+                f"with a {name} of its own, which a night does not call: put it into its train "
+                "step."
+            )
+
+
+def _on(own: Any, x: Any) -> Any:
+    """What a user's model makes of the scaled images.
+
+    One of layers alone is called as a function, so that they become the outer model's own; one with
+    a `call` of its own becomes a layer.
     """
     import keras
     from keras.src.models.functional import Functional
 
-    if not isinstance(built, keras.Model):
-        if not isinstance(built, keras.KerasTensor):
-            what = (
-                f"{len(built)} outputs" if isinstance(built, list | tuple | dict) else repr(built)
-            )
-            raise UsageError(
-                f"The architecture {candidate.architecture!r} returns {what[:80]}; it must return "
-                "one output or a keras.Model of one, with one probability a class."
-            )
-        return keras.Model(inputs, built, name=_name_of(candidate))
-    own, kind = built, type(built)
-    for name in ("compile", "fit", "make_train_function"):
-        if getattr(kind, name) is not getattr(keras.Model, name) and kind is not keras.Sequential:
-            raise UsageError(
-                f"The architecture {candidate.architecture!r} returns a {kind.__name__} with a "
-                f"{name} of its own, which a night does not call: put it into its train step."
-            )
-    if own.compiled and own.get_compile_config().get("loss_weights") is not None:
-        raise UsageError(
-            f"The architecture {candidate.architecture!r} compiles its model with loss_weights, "
-            "which a night does not take over: put them into the loss."
-        )
-    if kind.call in (Functional.call, keras.Sequential.call):
-        outputs = own.call(x)
-        kind = keras.Model if kind is keras.Sequential else kind
-    elif has_own_step(own) or kind.compute_loss is not keras.Model.compute_loss:
-        raise UsageError(
-            f"The architecture {candidate.architecture!r} returns a {kind.__name__} that has both "
-            "a call and a train step of its own: make it of inputs and outputs instead of a call."
-        )
-    else:
-        outputs, kind = own(x), keras.Model
-    model = kind(inputs, outputs, name=_name_of(candidate))
-    if kind is type(own):
-        # What its train step may look at; Keras's own attributes and its metrics are the new one's.
-        keras_own = vars(keras.Model(inputs, outputs)).keys()
-        for name, value in vars(own).items():
-            plain = isinstance(value, bool | int | float | str | tuple | None)
-            if name not in keras_own and (plain or name not in vars(model)):
-                setattr(model, name, value)
-    if own.compiled and own.loss is not None:
-        model.compile(loss=own.loss)
-    model.run_eagerly = own.compiled and own.run_eagerly
-    return model
+    if own.built and isinstance(own, Functional | keras.Sequential):
+        takes = own.input_shape
+        # Keras would give images of one channel to a model that takes none, but not as a function.
+        if isinstance(takes, tuple) and len(takes) == len(x.shape) - 1 and x.shape[-1] == 1:
+            x = keras.layers.Reshape(x.shape[1:-1], name="one_channel")(x)
+    alone = type(own).call in (Functional.call, keras.Sequential.call)
+    return own.call(x) if alone else own(x)
 
 
-def _name_of(candidate: Candidate) -> str:
-    return candidate.name.replace(".", "_")
+def _require_own_weights(candidate: Candidate, network: Network) -> None:
+    """Refuse weights that another fold may have trained, or will: they were not made in here."""
+    made = {id(variable) for variable in network.variables}
+    for model in filter(None, (network.model, network.own)):
+        for variable in model.variables:
+            if id(variable.value) not in made:
+                raise UsageError(
+                    f"The architecture {candidate.architecture!r} returns {variable.path}, which "
+                    "its function has not made: one fold would go on with what another one has "
+                    "learned; make every layer and random generator within the function."
+                )
 
 
 def has_own_step(model: Any) -> bool:
     """Whether the model's class has a train step of its own, or computes its loss itself."""
     import keras
 
-    kind = type(model)
-    return kind.train_step is not keras.Model.train_step or (
-        kind.compute_loss is not keras.Model.compute_loss and not model.compiled
+    return model is not None and (
+        type(model).train_step is not keras.Model.train_step
+        or type(model).compute_loss is not keras.Model.compute_loss
     )
-
-
-def answering(model: Any) -> Any:
-    """The model without its class's ways of training: plain Keras can load what is left."""
-    import keras
-    from keras.src.models.functional import Functional
-
-    if type(model) is Functional:
-        return model
-    return keras.Model(model.input, model.output, name=model.name)
 
 
 def told(error: Exception, function: Callable[..., Any]) -> str:
     """An error in a user's code in a line: what, and where in the file of `function`."""
     # Keras puts a line of its own before, and colours, and a list of arguments behind.
     lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
-    what = next((line for line in lines if line and not line.startswith("Exception enc")), "")
+    lines = [line.removeprefix("Error encountered:").strip() for line in lines]
+    before = ("Exception enc", "Could not automatically infer")
+    what = next((line for line in lines if line and not line.startswith(before)), "")
     # TensorFlow says it at last, before the node.
     what = next((a for a, b in pairwise(lines) if b.startswith("[[{{node")), what)
     if not isinstance(error, ValueError | TypeError):
@@ -210,8 +245,7 @@ def averaged(models: list[Any], name: str) -> Any:
         inputs = keras.Input(models[0].input_shape[1:], dtype="uint8", name="image")
         for position, model in enumerate(models, start=1):
             model.name = f"{name}_{position}"
-        parts = [answering(model)(inputs) for model in models]
-        outputs = keras.layers.Average(name="mean")(parts)
+        outputs = keras.layers.Average(name="mean")([model(inputs) for model in models])
         return keras.Model(inputs, outputs, name=name)
 
 
@@ -232,6 +266,22 @@ def _own_random(seed: int) -> Iterator[None]:
         yield
     finally:
         random.randint = everybodys
+
+
+@contextmanager
+def variables_made() -> Iterator[list[Any]]:
+    """All variables that this thread makes, Keras's and TensorFlow's, in their order."""
+    import tensorflow as tf
+
+    made: list[Any] = []
+
+    def record(make: Callable[..., Any], **described: Any) -> Any:
+        variable = make(**described)
+        made.append(variable)
+        return variable
+
+    with tf.variable_creator_scope(record):
+        yield made
 
 
 @contextmanager

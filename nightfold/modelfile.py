@@ -37,12 +37,16 @@ _CLASSES = re.compile(
     r"keras\.layers|keras\.dtype_policies|keras\.(initializers|regularizers|constraints)"
     r"|keras\.src\.ops\.(core|image|linalg|math|nn|numpy)"
 )
-_MODELS = {
+_NAMED = {
     ("keras", "DTypePolicy"),
     ("keras", "Functional"),
     ("keras", "Model"),
     ("keras", "Sequential"),
     ("keras.src.models.functional", "Functional"),
+    ("keras.quantizers", "AbsMaxQuantizer"),
+    ("keras.quantizers", "Float8QuantizationConfig"),
+    ("keras.quantizers", "Int4QuantizationConfig"),
+    ("keras.quantizers", "Int8QuantizationConfig"),
 }
 _FUNCTIONS = {"builtins", "keras.activations", "keras.initializers", "keras.regularizers"}
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
@@ -169,7 +173,7 @@ def _judge(described: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_keras(module: str | None, name: str) -> bool:
-    if (module, name) in _MODELS:
+    if (module, name) in _NAMED:
         return True
     return bool(module and _CLASSES.fullmatch(module) and re.fullmatch(r"[A-Z]\w*", name))
 

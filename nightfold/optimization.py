@@ -84,8 +84,11 @@ def apply_step(optimizer: Any, gradients: list[Any], variables: list[Any], rate:
     import tensorflow as tf
 
     fused = _fused_update(optimizer)
-    plain = all(isinstance(gradient, tf.Tensor) for gradient in gradients)
-    if fused is None or not plain or any(v.constraint is not None for v in variables):
+    plain = all(isinstance(gradient, tf.Tensor) for gradient in gradients) and not any(
+        variable.constraint is not None or variable.overwrite_with_gradient
+        for variable in variables
+    )
+    if fused is None or not plain:
         optimizer.learning_rate.assign(rate)
         optimizer.apply(gradients, variables)
         return

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,13 @@ from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Candidate
 from nightfold.fitting import fit_epoch, why_fit
 from nightfold.graphs import epoch_graph, evaluation_graph, in_calls, rows_of, score_in_calls
-from nightfold.model import averaged, build_model, line_of, told
+from nightfold.model import averaged, build_network, line_of, told, variables_made
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
 from nightfold.zoo import find, is_own
 
-ENGINE = 6
+ENGINE = 7
 """Part of every result's key: raise it when the same candidate would give other numbers."""
 
 
@@ -177,6 +176,12 @@ def _train_one(
 ) -> Trained:
     inner_rows, learning_rows = _set_aside(candidate, train_rows, seed)
     training = _Training(candidate, dataset, scaler, learning_rows, seed)
+    unasked = training.network.optimizer
+    if on_note is not None and unasked is not None:
+        on_note(
+            f"{candidate.name} was compiled with {unasked}, and is trained with the optimizer that "
+            "the experiment names."
+        )
     if on_note is not None and training.why_fit is not None:
         on_note(
             f"{candidate.name} {training.why_fit} and is trained through Keras's fit, which is "
@@ -288,12 +293,9 @@ class _Training:
     weight_sums: list[NDArray[np.float64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        from keras.src.random.seed_generator import global_seed_generator
-
-        self.model = build_model(self.candidate, self.scaler, self.dataset, self.seed)
-        self.random = global_seed_generator().state  # of layers that draw without a seed
+        self.network = build_network(self.candidate, self.scaler, self.dataset, self.seed)
+        self.model = self.network.model
         self.optimizer = make_optimizer(self.candidate.optimizer)
-        self.optimizer.build(self.model.trainable_variables)
         self.steps = -(-len(self.rows) // self.candidate.batch_size)
         self.rates = learning_rates(
             self.candidate.schedule,
@@ -304,17 +306,19 @@ class _Training:
         self.sources = rows_of(self.dataset.path)
         evaluate = evaluation_graph(self.model, self.dataset.image_shape)
         self.score_rows = score_in_calls(evaluate, self.sources)
-        self.why_fit = why_fit(self.model)
+        self.why_fit = why_fit(self.network)
+        learning = self.model if self.why_fit is None else self.network.trained
+        self.optimizer.build(learning.trainable_variables)
         if self.why_fit is not None:
             self.train_in = fit_epoch(
-                self.model,
+                self.network,
                 self.optimizer,
                 self.candidate,
                 self.sources,
                 self.seed,
                 self.evaluate,
             )
-            self.optimizer = self.model.optimizer  # Keras may have put another one around it
+            self.optimizer = self.network.trained.optimizer  # maybe another one around it
         else:
             epoch = epoch_graph(
                 self.model, self.optimizer, self.candidate, self.seed, len(self.rows)
@@ -341,8 +345,13 @@ class _Training:
         assert self.scored is not None
         probabilities, validation_loss = self.scored
         losses = [self.history[-1].train_loss, validation_loss or 0.0, *self.inner_losses[-1:]]
-        numbers = [np.array(losses), probabilities, *self.model.get_weights()]
-        return not all(np.isfinite(array).all() for array in numbers)
+        weights = [weight.numpy() for weight in self.model.trainable_weights]
+        # What is not trained may be infinite on purpose, such as the least loss so far.
+        others = [weight.numpy() for weight in self.model.non_trainable_weights]
+        return not (
+            all(np.isfinite(array).all() for array in (np.array(losses), probabilities, *weights))
+            and not any(np.isnan(array).any() for array in others)
+        )
 
     def require_probabilities(self) -> None:
         """Refuse what a network without softmax gives: its scores would mean nothing."""
@@ -364,7 +373,7 @@ class _Training:
         # Seeded by the epoch's number, so a resumed training needs no generator's state.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         first, behind = (epoch - 1) * self.steps, epoch * self.steps
-        with _code_of(self.candidate.architecture):
+        with self._all_weights_drawn(), _code_of(self.candidate.architecture):
             loss, correct = self.train_in(order, self.rates[first:behind], first)
         probabilities, validation_loss, validation_accuracy = self.evaluate(scored_rows)
         self.scored = probabilities, validation_loss
@@ -383,24 +392,65 @@ class _Training:
         )
         self._average()
 
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Put back what answering has moved: no weight may depend on how many rows are scored.
+
+        Random states of some layers go on in every call, and a layer may count its calls.
+        """
+        trained = {id(variable.value) for variable in self.model.trainable_variables}
+        before = [(v, v.numpy()) for v in self._state() if id(v) not in trained]
+        try:
+            yield
+        finally:
+            for variable, value in before:
+                if not np.array_equal(variable.numpy(), value):
+                    variable.assign(value)
+
+    @contextmanager
+    def _all_weights_drawn(self) -> Iterator[None]:
+        """Refuse a train step that makes weights: nothing says from which seed, nor in which order.
+
+        The optimizer may not know them either, and says so in its own words. What else it makes,
+        such as the momenta of a second optimizer, belongs to the state from then on.
+        """
+        model = self.network.trained
+        known = {id(variable) for variable in model.variables}
+        try:
+            with variables_made() as made:
+                yield
+        finally:
+            known |= {id(variable) for variable in model.metrics_variables}
+            new = [variable.path for variable in model.variables if id(variable) not in known]
+            if new:
+                raise UsageError(
+                    f"The architecture {self.candidate.architecture!r} makes the weights {new[0]} "
+                    "when it is trained, which could not be made the same way again: call the "
+                    "build of that layer where you make it."
+                )
+            metrics = {id(variable.value) for variable in model.metrics_variables}
+            self.network.variables.extend(v for v in made if id(v) not in metrics)
+
     def evaluate(
         self, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], float | None, float | None]:
         """Probabilities, mean loss and accuracy on `rows`; None for both without rows."""
         if not len(rows):
             return np.empty((0, self.dataset.n_classes), np.float32), None, None
-        with _code_of(self.candidate.architecture):
+        with self._undone(), _code_of(self.candidate.architecture):
             probabilities, losses = self.score_rows(rows)
         correct = probabilities.argmax(axis=1) == self.dataset.train.labels[rows]
         return probabilities, float(losses.mean(dtype=np.float64)), float(correct.mean())
 
     def score(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float | None]:
         """Probabilities and mean loss of the finished model on `rows`."""
-        kept = self.best_weights or [
-            total / (self.candidate.average_epochs or 1) for total in self.weight_sums
-        ]
-        if kept:
-            self.model.set_weights(kept)
+        kept = list(zip(self._state(), self.best_weights, strict=True) if self.best_weights else [])
+        if self.weight_sums:
+            n = self.candidate.average_epochs or 1
+            sums = zip(self._averaged_state(), self.weight_sums, strict=True)
+            kept = [(variable, total / n) for variable, total in sums]
+        for variable, value in kept:
+            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
         if kept or self.scored is None:
             probabilities, loss, _ = self.evaluate(rows)
             return probabilities, loss
@@ -409,7 +459,7 @@ class _Training:
     def save(self, path: Path) -> None:
         """Write the whole state, atomically; plain arrays, no pickle."""
         kept = {
-            "model": [variable.numpy() for variable in self._model_state()],
+            "model": [variable.numpy() for variable in self._state()],
             "optimizer": [variable.numpy() for variable in self.optimizer.variables],
             "best": self.best_weights,
             "sum": self.weight_sums,
@@ -434,14 +484,14 @@ class _Training:
         """Continue from a checkpoint if there is a whole one of this training; else start anew."""
         from pydantic import TypeAdapter
 
-        variables = {f"model_{i:04d}": v for i, v in enumerate(self._model_state())}
+        variables = {f"model_{i:04d}": v for i, v in enumerate(self._state())}
         variables |= {f"optimizer_{i:04d}": v for i, v in enumerate(self.optimizer.variables)}
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 state = {name: arrays[name] for name in arrays.files}
             history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
             kept = {name for name in state if name.startswith(("model_", "optimizer_"))}
-            # An optimizer of the model's own that is not built yet has fewer than it had.
+            # A second optimizer that is not built yet has fewer than it had.
             same = kept == variables.keys()
             same &= np.array_equal(state["random_state"], self._random_state(len(history)))
             whole = same and all(
@@ -464,35 +514,22 @@ class _Training:
         done = len(self.history) if epochs is None else epochs
         return np.array([self.seed, done + 1, done * self.steps])
 
-    def _model_state(self) -> list[Any]:
-        """Weights, moving averages and all random states, but no metrics of a fit."""
-        metrics = {id(variable) for variable in self.model.metrics_variables}
-        return [
-            *(variable for variable in self.model.variables if id(variable) not in metrics),
-            *self._unknown_to_keras(),
-            self.random,
-        ]
+    def _state(self) -> list[Any]:
+        """TensorFlow's variables behind the network: weights, moving averages, random states.
 
-    def _unknown_to_keras(self) -> Iterator[Any]:
-        """Variables of TensorFlow's and other optimizers that the model or its layers hold."""
-        import keras
-        import tensorflow as tf
+        Those that Keras does not know are among them, such as those of a loss.
+        """
+        return self.network.variables
 
-        known = {id(self.optimizer), id(getattr(self.model, "optimizer", None))}
-        for layer in self.model._flatten_layers():
-            held = (each if isinstance(each, list) else [each] for each in vars(layer).values())
-            for value in chain.from_iterable(held):
-                if isinstance(value, tf.Variable):
-                    yield value
-                elif isinstance(value, keras.optimizers.Optimizer) and id(value) not in known:
-                    yield from value.variables
+    def _averaged_state(self) -> list[Any]:
+        return [variable for variable in self._state() if variable.dtype.is_floating]
 
     def _average(self) -> None:
         """Add the weights after this epoch to the sums if it is one of the last to be averaged."""
         last = self.candidate.average_epochs
         if last is None or len(self.history) <= self.candidate.epochs - last:
             return
-        weights = [array.astype(np.float64) for array in self.model.get_weights()]
+        weights = [variable.numpy().astype(np.float64) for variable in self._averaged_state()]
         sums = self.weight_sums or [np.zeros_like(array) for array in weights]
         self.weight_sums = [total + array for total, array in zip(sums, weights, strict=True)]
 
@@ -500,7 +537,7 @@ class _Training:
         assert inner_loss is not None
         self.inner_losses.append(inner_loss)
         if self._best_epoch() == len(self.inner_losses) - 1:
-            self.best_weights = self.model.get_weights()
+            self.best_weights = [variable.numpy() for variable in self._state()]
 
     def _best_epoch(self) -> int:
         """Position of the last epoch whose inner loss fell by at least ``min_delta``."""

@@ -9,10 +9,17 @@ import pytest
 
 from nightfold.bundle import Bundle, seal
 from nightfold.errors import UsageError
-from nightfold.experiment import Augmentation, Candidate, Optimizer, PlanChoice, Schedule
+from nightfold.experiment import (
+    Augmentation,
+    Candidate,
+    EarlyStopping,
+    Optimizer,
+    PlanChoice,
+    Schedule,
+)
 from nightfold.finaljob import FinalJob
 from nightfold.foldplan import FoldPlan
-from nightfold.model import build_model
+from nightfold.model import build_model, build_network
 from nightfold.optimization import make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.training import train
@@ -137,6 +144,113 @@ def masked_rows(i, n):
     x = Masks()(L.Flatten()(i[:, 10:14, 10:17]))
     return L.Dense(n, activation="softmax")(x)
 
+# What only the model that was returned knows: its images, its layers, its attributes.
+class Both(keras.Model):
+    def call(self, x, training=None, mask=None):
+        return super().call(x, training=training)
+    def train_step(self, data):
+        return super().train_step(data)
+def call_and_step(i, n):
+    return Both(i, head(i, n))
+class CallAndLoss(OwnLoss):
+    def call(self, x, training=None, mask=None):
+        return super().call(x, training=training)
+def call_and_compute_loss(i, n):
+    model = CallAndLoss(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy")
+    return model
+class Steps(keras.Model):
+    \"\"\"Of which a train step is made of parts.\"\"\"
+    table = None
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weights_of = None
+    def images(self, x):
+        return x
+    def train_step(self, data):
+        import tensorflow as tf
+        x, y = self.images(data[0]), data[1]
+        with tf.GradientTape() as tape:
+            loss = ops.mean(keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
+            if self.weights_of is not None:
+                loss += 0.1 * ops.sum(ops.square(self.layers[self.weights_of[0]].kernel))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+class Mixes(Steps):
+    def images(self, x):
+        return 0.7 * x + 0.3 * x[::-1]
+def images_that_are_mixed(i, n):
+    return Mixes(i, head(i, n))
+def set_behind_init_and_by_index(i, n):
+    model = Steps(i, L.Dense(n, activation="softmax")(L.Dense(9)(L.Flatten()(i))))
+    model.weights_of = [2]
+    return model
+class WeighsByInk(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, y, y_pred, None, training) * ops.mean(x)
+def loss_of_the_images(i, n):
+    model = WeighsByInk(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy")
+    return model
+class NeedsMore(Steps):
+    def __init__(self, inputs, outputs, more):
+        super().__init__(inputs, outputs)
+def class_with_arguments_of_its_own(i, n):
+    return NeedsMore(i, head(i, n), more=1)
+class OwnSequential(keras.Sequential):
+    pass
+def sequential_of_ones_own(i, n):
+    return OwnSequential([L.Flatten(), L.Dense(n, activation="softmax")])
+def rows_as_a_sequence(i, n):
+    x = keras.Input((28, 28))
+    return keras.Model(x, L.Dense(n, activation="softmax")(L.SimpleRNN(4)(x)))
+def rows_as_a_sequence_in_a_list(i, n):
+    return keras.Sequential(
+        [keras.Input((28, 28)), L.SimpleRNN(4), L.Dense(n, activation="softmax")])
+@keras.saving.register_keras_serializable("users")
+class MasksInside(keras.Model):
+    def __init__(self, n):
+        super().__init__()
+        self.mask, self.flat = L.Masking(), L.Flatten()
+        self.out = L.Dense(n, activation="softmax")
+    def call(self, x):
+        return self.out(self.mask(self.flat(x[:, 10:14, 10:17])))
+def masks_within_its_call(i, n):
+    return MasksInside(n)
+
+# Losses that are no name.
+def compiled_with(loss, i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=loss)
+    return model
+compiled_with.__module__ = "elsewhere"
+def scaled_cross_entropy(y, p, by):
+    return by * keras.losses.sparse_categorical_crossentropy(y, p)
+scaled_cross_entropy.__module__ = "elsewhere"
+def partial_loss(i, n):
+    import functools
+    return compiled_with(functools.partial(scaled_cross_entropy, by=0.5), i, n)
+def loss_without_a_reduction(i, n):
+    return compiled_with(keras.losses.SparseCategoricalCrossentropy(reduction=None), i, n)
+
+# Layers that were used elsewhere before, and weights that no gradient is for.
+def dense_on_more_axes_than_before(i, n):
+    wide = L.Dense(400)
+    wide(L.Reshape((196,))(i[:, ::2, ::2]))
+    return head(wide(L.Reshape((4, 196))(i)), n)
+def scales_of_eight_bits(i, n):
+    dense = L.Dense(16, activation="relu")
+    dense(L.Flatten()(i))
+    dense.quantize("float8")
+    return head(dense(L.Flatten()(i)), n)
+
+# Exact zeros under the blank margins decide whether ReLU learns there.
+def blank_windows_without_a_bias(i, n):
+    x = L.LeakyReLU(dtype="float64")(L.Conv2D(32, 3, dtype="float64")(i))
+    x = L.Conv2D(32, 3, use_bias=False, activation="relu", dtype="float64")(x)
+    x = L.Flatten(dtype="float64")(L.MaxPooling2D(4, dtype="float64")(x))
+    return L.Dense(n, activation="softmax", dtype="float64")(x)
+
 SAME = [name for name, function in list(globals().items()) if
         getattr(function, "__module__", "") == __name__ and not isinstance(function, type)
         and name != "head"]
@@ -191,13 +305,6 @@ class Compiles(keras.Model):
         super().compile(optimizer)
 def own_compile(i, n):
     return Compiles(i, head(i, n))
-class CallAndLoss(OwnLoss):
-    def call(self, x, training=None, mask=None):
-        return super().call(x, training=training)
-def call_and_compute_loss(i, n):
-    model = CallAndLoss(i, head(i, n))
-    model.compile(loss="sparse_categorical_crossentropy")
-    return model
 class Older(keras.Model):
     def compute_loss(self, x, y, y_pred, sample_weight):
         return super().compute_loss(x, y, y_pred, sample_weight)
@@ -258,14 +365,6 @@ def wrong_loss(i, n):
     model = keras.Model(i, head(i, n))
     model.compile(loss="categorical_crossentropy")
     return model
-class Both(keras.Model):
-    def call(self, x, training=None, mask=None):
-        return super().call(x, training=training)
-    def train_step(self, data):
-        return super().train_step(data)
-def call_and_step(i, n):
-    return Both(i, head(i, n))
-
 # What has no name that a file could hold.
 def unnamed_function(i, n):
     return head(L.Lambda(lambda x: 2 * x)(i), n)
@@ -293,6 +392,112 @@ def no_numbers(i, n):
     bad = keras.initializers.Constant(float("nan"))
     return head(L.Dense(4, kernel_initializer=bad)(L.Flatten()(i)), n)
 
+SHARED = []
+def a_layer_of_the_module(i, n):
+    SHARED[:] = SHARED or [L.Dense(9, name="shared")]
+    return head(SHARED[0](L.Flatten()(i)), n)
+def compiled_with_adam(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    return model
+
+# State that Keras knows nothing of.
+class Drifts(keras.losses.Loss):
+    def __init__(self):
+        super().__init__()
+        self.calls = keras.Variable(1.0, trainable=False)
+    def call(self, y, p):
+        self.calls.assign_add(0.1)
+        return self.calls * keras.losses.sparse_categorical_crossentropy(y, p)
+def loss_with_a_variable(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=Drifts())
+    return model
+class Hides(L.Layer):
+    def __init__(self):
+        super().__init__()
+        import tensorflow as tf
+        class Module(tf.Module):
+            pass
+        self.module = Module()
+        self.module.variable = tf.Variable(1.0)
+        self.held = {"a": tf.Variable(1.0), "b": (tf.Variable(1.0),)}
+        self.metric = keras.metrics.Sum()
+    def call(self, x, training=False):
+        if training:
+            self.held["a"].assign_add(0.1)
+            self.held["b"][0].assign_add(0.2)
+            self.module.variable.assign_add(0.3)
+            self.metric.update_state(0.1)
+        by = self.held["a"] + self.held["b"][0] + self.module.variable + self.metric.result()
+        return x * by
+def hidden_variables(i, n):
+    return head(Hides()(i), n)
+class TwoOptimizers(keras.Model):
+    def train_step(self, data):
+        import tensorflow as tf
+        with tf.GradientTape() as tape:
+            loss = ops.mean(keras.losses.sparse_categorical_crossentropy(
+                data[1], self(data[0], training=True)))
+        weights = self.trainable_weights
+        self.more["second"].apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+def optimizer_in_a_dict(i, n):
+    model = TwoOptimizers(i, head(i, n))
+    model.more = {"second": keras.optimizers.Adam(1e-3)}
+    return model
+class CountsAlways(L.Layer):
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x * (1 + self.calls)
+def counts_answers_too(i, n):
+    return head(CountsAlways()(i), n)
+class GrowsWorse(L.Layer):
+    def __init__(self):
+        super().__init__()
+        import tensorflow as tf
+        self.noise = tf.Variable(0.0)
+    def call(self, x, training=False):
+        if training:
+            self.noise.assign_add(1.0)
+        return x * (1 + 9 * self.noise)
+def grows_worse(i, n):
+    return head(GrowsWorse()(i), n)
+def compiled_within(i, n):
+    x = keras.Input((28, 28, 1))
+    model = keras.Model(x, head(x, n))
+    model.compile("adam", "mse")
+    return model(i)
+def least_so_far(i, n):
+    class Least(L.Layer):
+        def build(self, shape):
+            self.least = self.add_weight(
+                shape=(), initializer=keras.initializers.Constant(float("inf")), trainable=False)
+        def call(self, x):
+            return x
+    return head(Least()(i), n)
+
+class Critic(keras.Model):
+    \"\"\"Of which nobody builds the critic before the first step.\"\"\"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.critic = L.Dense(1, name="critic")
+        self.own_optimizer = None
+    def train_step(self, data):
+        import tensorflow as tf
+        with tf.GradientTape() as tape:
+            loss = ops.mean(self.critic(self(data[0], training=True)))
+        weights = (self.critic if self.own_optimizer else self).trainable_variables
+        (self.own_optimizer or self.optimizer).apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+def late_weights(i, n):
+    return Critic(i, head(i, n))
+def late_weights_of_its_own_optimizer(i, n):
+    model = late_weights(i, n)
+    model.own_optimizer = keras.optimizers.SGD(0.01)
+    return model
 class Looks(keras.Model):
     def train_step(self, data):
         SEEN.append(float(ops.mean(self(data[0])).numpy()))
@@ -341,13 +546,20 @@ def trained(dataset, candidate, **options):
 
 
 def fitted(dataset, candidate):
-    model = build_model(candidate, SCALER, dataset, 3)
+    """What Keras makes of the user's own model on scaled images, and its answers."""
+    network = build_network(candidate, SCALER, dataset, 3)
     order = np.random.default_rng([3, 1]).permutation(ROWS)
-    loss = model.loss if model.compiled else "sparse_categorical_crossentropy"
-    model.compile(make_optimizer(candidate.optimizer), loss)
     images, labels = dataset.train.images[order], dataset.train.labels[order].astype(np.int64)
+    model, own = network.model, network.own
+    if own is not None:
+        images = images * np.float32(1 / 255)
+    model = model if own is None else own
+    loss, eager = "sparse_categorical_crossentropy", model.run_eagerly
+    if model.compiled and model.loss is not None:
+        loss = model.loss
+    model.compile(make_optimizer(candidate.optimizer), loss, run_eagerly=eager)
     model.fit(images, labels, batch_size=32, epochs=1, shuffle=False, verbose=0)
-    return model
+    return network.model
 
 
 def distance(ours, theirs):
@@ -405,6 +617,50 @@ def test_a_train_step_finds_what_its_model_was_made_with(small_mnist, users):
     assert 1 < trained(small_mnist, users("simplest")).history[0].train_loss < 2.5
 
 
+def test_weights_of_losses_count(small_mnist, users):
+    plain = trained(small_mnist, users("plain", optimizer=Optimizer(learning_rate=2**-8))).model
+    assert distance(trained(small_mnist, users("weighted_loss")).model, plain) < 1e-6
+
+
+def test_an_optimizer_that_is_not_used_is_told(small_mnist, users):
+    notes = []
+    trained(small_mnist, users("compiled_with_adam"), on_note=notes.append)
+    assert notes == [
+        "compiled_with_adam was compiled with Adam, and is trained with the optimizer that the "
+        "experiment names."
+    ]
+
+
+def test_weights_do_not_depend_on_how_many_rows_are_scored(small_mnist, users):
+    candidate = users("counts_answers_too", epochs=2)
+    weights = [
+        train(candidate, small_mnist, ROWS, scored, scaler=SCALER, seed=3).model
+        for scored in (SCORED, SCORED[:0])
+    ]
+    assert distance(*weights) == 0
+
+
+def test_no_fold_goes_on_with_what_another_has_learned(small_mnist, users):
+    candidate = users("a_layer_of_the_module")
+    trained(small_mnist, candidate)
+    with pytest.raises(UsageError, match="returns shared/kernel, which its function has not made"):
+        trained(small_mnist, candidate)
+
+
+def test_early_stopping_brings_back_what_keras_does_not_know(small_mnist, users):
+    stopping = EarlyStopping(patience=1, fraction=0.2)
+    rate = Optimizer(learning_rate=2**-20)
+    found = trained(
+        small_mnist, users("grows_worse", epochs=6, early_stopping=stopping, optimizer=rate)
+    )
+    assert len(found.history) < 6
+    assert found.loss == found.history[-2].validation_loss  # patience is one epoch
+
+
+def test_a_weight_may_be_infinite_on_purpose(small_mnist, users):
+    assert trained(small_mnist, users("least_so_far")).history[0].train_loss < 2.5
+
+
 def test_a_network_with_a_call_of_its_own_is_called_once(small_mnist, users):
     model = build_model(users("squares"), SCALER, small_mnist, 3)
     plain = build_model(users("plain"), SCALER, small_mnist, 3)
@@ -431,6 +687,9 @@ def test_what_an_architecture_sets_for_keras_ends_with_it(small_mnist, users):
         "guide",
         "second_optimizer",
         "tensorflow_variable",
+        "loss_with_a_variable",
+        "hidden_variables",
+        "optimizer_in_a_dict",
     ],
 )
 def test_an_interrupted_training_goes_on_with_the_same_numbers(name, small_mnist, users, tmp_path):
@@ -482,9 +741,6 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
         ("nothing", {}, "returns None; it must return one output"),
         ("from_elsewhere", {}, "cannot be built .*not connected to `inputs`"),
         ("wrong_loss", {}, "'users_networks:wrong_loss' cannot be trained: .* same rank"),
-        ("call_and_step", {}, "a Both that has both a call and a train step of its own"),
-        ("call_and_compute_loss", {}, "has both a call and a train step of its own"),
-        ("weighted_loss", {}, "loss_weights, which a night does not take over"),
         ("own_compile", {}, "a Compiles with a compile of its own"),
         ("out_of_range", {}, "cannot be trained: InvalidArgumentError: indices.* is not in"),
         ("breaks", {}, "cannot be trained: RuntimeError: .*it is broken"),
@@ -493,6 +749,8 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
             {},
             r"cannot be trained: FileNotFoundError: .* \(users_networks.py, line \d+\)",
         ),
+        ("late_weights", {}, "makes the weights critic/kernel when it is trained"),
+        ("late_weights_of_its_own_optimizer", {}, "makes the weights critic/kernel when"),
         ("smoothed_itself", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
         ("guide", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
     ],
@@ -543,6 +801,11 @@ def test_what_could_not_be_sealed_is_told_before_it_is_trained(name, sentence, f
     with pytest.raises(UsageError, match=f"could not be published after .*: .*{sentence}") as told:
         final_job(name).rehearse()
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["scales_of_eight_bits", "compiled_within", "partial_loss"])
+def test_how_a_network_is_trained_or_stored_keeps_it_from_no_bundle(name, final_job):
+    final_job(name).rehearse()
 
 
 @pytest.mark.parametrize("changes", [{}, {"ensemble": 2}])
