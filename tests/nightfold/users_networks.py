@@ -1,0 +1,752 @@
+"""Networks as users write them, for `test_users_models`; each by the name of its function."""
+
+import functools
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from keras import layers, ops
+
+
+def head(x, n):
+    return layers.Dense(n, activation="softmax")(layers.Flatten()(x))
+
+
+# Losses that layers add, in every place where a rewrite could lose them.
+def penalised_wide_dense(i, n):
+    return head(
+        layers.Dense(128, activation="relu", activity_regularizer="l2")(layers.Flatten()(i)), n
+    )
+
+
+def penalised_batch_norm(i, n):
+    x = layers.BatchNormalization(activity_regularizer="l2")(layers.Conv2D(4, 3, strides=3)(i))
+    return head(x, n)
+
+
+def penalised_pooling(i, n):
+    x = layers.Conv2D(4, 3, activation="relu")(i)
+    return head(layers.MaxPooling2D(5, activity_regularizer="l2")(x), n)
+
+
+def penalised_layer_used_twice(i, n):
+    shared = layers.Dense(8, activation="relu", activity_regularizer="l2")
+    return head(
+        layers.Add()([shared(layers.Flatten()(i[:, :14])), shared(layers.Flatten()(i[:, 14:]))]), n
+    )
+
+
+def penalised_model_used_twice(i, n):
+    inner = keras.Input((28, 28, 1))
+    part = keras.Model(inner, layers.Conv2D(4, 5, strides=4, activity_regularizer="l2")(inner))
+    return head(layers.Add()([part(i), part(ops.flip(i, 1))]), n)
+
+
+@keras.saving.register_keras_serializable("users")
+class Adds(layers.Layer):
+    def call(self, x):
+        self.add_loss(1e-2 * ops.square(x))
+        return x
+
+
+def a_loss_that_is_a_tensor(i, n):
+    return head(Adds()(layers.Dense(8)(layers.Flatten()(i))), n)
+
+
+# Activations that are not one of Keras's functions.
+def activation_with_weights(i, n):
+    return head(
+        layers.MaxPooling2D(5)(layers.Conv2D(4, 3, activation=layers.PReLU("uniform"))(i)), n
+    )
+
+
+def activation_over_pixels(i, n):
+    def centred(x):
+        return ops.tanh(x - ops.mean(x, axis=(1, 2), keepdims=True))
+
+    return head(layers.MaxPooling2D(5)(layers.Conv2D(4, 3, activation=centred)(i)), n)
+
+
+def activation_that_normalises(i, n):
+    return head(
+        layers.MaxPooling2D(5)(layers.Conv2D(4, 3, activation=layers.GroupNormalization(1))(i)), n
+    )
+
+
+# How a layer is called.
+def told_that_it_is_not_training(i, n):
+    return head(layers.BatchNormalization()(layers.Conv2D(4, 3, strides=3)(i), training=False), n)
+
+
+def called_by_keyword(i, n):
+    x = layers.MaxPooling2D(2)(inputs=layers.Conv2D(32, 3, activation="relu")(inputs=i))
+    x = layers.Dense(32)(inputs=layers.Flatten()(inputs=layers.BatchNormalization()(inputs=x)))
+    return layers.Dense(n, activation="softmax")(x)
+
+
+# Other dtypes.
+def half_under_a_wide_head(i, n):
+    x = layers.Flatten()(layers.Conv2D(32, 3, activation="relu", dtype="mixed_float16")(i))
+    return head(layers.Dense(64, dtype="float32")(x), n)
+
+
+def half_head(i, n):
+    return layers.Dense(n, activation="softmax", kernel_regularizer="l2", dtype="mixed_float16")(
+        layers.Flatten()(i)
+    )
+
+
+def half_everywhere(i, n):
+    keras.config.set_dtype_policy("mixed_float16")
+    x = layers.Conv2D(4, 3, strides=3, activation="relu")(i)
+    return layers.Dense(n, activation="softmax", dtype="float32")(layers.Flatten()(x))
+
+
+def mixed_brain(i, n):
+    return layers.Dense(n, activation="softmax", dtype="mixed_bfloat16")(layers.Flatten()(i))
+
+
+def brain_float(i, n):
+    return layers.Dense(n, activation="softmax", dtype="bfloat16")(layers.Flatten()(i))
+
+
+def double_dense(i, n):
+    return head(layers.Dense(96, dtype="float64")(layers.Flatten()(i)), n)
+
+
+# Models.
+def sequential(i, n):
+    return keras.Sequential([layers.Flatten(), layers.Dense(n, activation="softmax")])
+
+
+@keras.saving.register_keras_serializable("users")
+class Subclassed(keras.Model):
+    def __init__(self, n):
+        super().__init__()
+        self.flat, self.out = layers.Flatten(), layers.Dense(n, activation="softmax")
+
+    def call(self, x):
+        return self.out(self.flat(x))
+
+
+def subclassed(i, n):
+    return Subclassed(n)
+
+
+class OwnLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return 3 * super().compute_loss(x, y, y_pred, sample_weight, training)
+
+
+def own_compute_loss(i, n):
+    return OwnLoss(i, head(i, n))
+
+
+class Guide(keras.Model):
+    """With metrics of its own and what it needs set from outside, as in Keras's guide."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.weight = 1.0
+
+    @property
+    def metrics(self):
+        return [self.loss_tracker]
+
+    def train_step(self, data):
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.weight * ops.mean(
+                keras.losses.sparse_categorical_crossentropy(y, self(x, training=True))
+            )
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        self.loss_tracker.update_state(loss)
+        return {"loss": self.loss_tracker.result()}
+
+
+def guide(i, n):
+    model = Guide(i, head(i, n))
+    model.weight = 0.5
+    return model
+
+
+def training_none(i, n):
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3, strides=3)(i), training=None)
+    return head(layers.Dense(800)(layers.Flatten()(x), training=None), n)
+
+
+class Masks(layers.Layer):
+    def call(self, x):
+        return x
+
+    def compute_mask(self, x, previous=None):
+        return ops.max(x[:, 14:], axis=1) > 0.9
+
+
+def masked_rows(i, n):
+    x = Masks()(layers.Flatten()(i[:, 10:14, 10:17]))
+    return layers.Dense(n, activation="softmax")(x)
+
+
+# What only the model that was returned knows: its images, its layers, its attributes.
+class Both(keras.Model):
+    def call(self, x, training=None, mask=None):
+        return super().call(x, training=training)
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def call_and_step(i, n):
+    return Both(i, head(i, n))
+
+
+class CallAndLoss(OwnLoss):
+    def call(self, x, training=None, mask=None):
+        return super().call(x, training=training)
+
+
+def call_and_compute_loss(i, n):
+    model = CallAndLoss(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy")
+    return model
+
+
+class Steps(keras.Model):
+    """Of which a train step is made of parts."""
+
+    table = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weights_of = None
+
+    def images(self, x):
+        return x
+
+    def train_step(self, data):
+
+        x, y = self.images(data[0]), data[1]
+        with tf.GradientTape() as tape:
+            loss = ops.mean(keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
+            if self.weights_of is not None:
+                loss += 0.1 * ops.sum(ops.square(self.layers[self.weights_of[0]].kernel))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+class Mixes(Steps):
+    def images(self, x):
+        return 0.7 * x + 0.3 * x[::-1]
+
+
+def images_that_are_mixed(i, n):
+    return Mixes(i, head(i, n))
+
+
+def set_behind_init_and_by_index(i, n):
+    model = Steps(i, layers.Dense(n, activation="softmax")(layers.Dense(9)(layers.Flatten()(i))))
+    model.weights_of = [2]
+    return model
+
+
+class WeighsByInk(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, y, y_pred, None, training) * ops.mean(x)
+
+
+def loss_of_the_images(i, n):
+    model = WeighsByInk(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy")
+    return model
+
+
+class NeedsMore(Steps):
+    def __init__(self, inputs, outputs, more):
+        super().__init__(inputs, outputs)
+
+
+def class_with_arguments_of_its_own(i, n):
+    return NeedsMore(i, head(i, n), more=1)
+
+
+class OwnSequential(keras.Sequential):
+    pass
+
+
+def sequential_of_ones_own(i, n):
+    return OwnSequential([layers.Flatten(), layers.Dense(n, activation="softmax")])
+
+
+def rows_as_a_sequence(i, n):
+    x = keras.Input((28, 28))
+    return keras.Model(x, layers.Dense(n, activation="softmax")(layers.SimpleRNN(4)(x)))
+
+
+def rows_as_a_sequence_in_a_list(i, n):
+    return keras.Sequential(
+        [keras.Input((28, 28)), layers.SimpleRNN(4), layers.Dense(n, activation="softmax")]
+    )
+
+
+@keras.saving.register_keras_serializable("users")
+class MasksInside(keras.Model):
+    def __init__(self, n):
+        super().__init__()
+        self.mask, self.flat = layers.Masking(), layers.Flatten()
+        self.out = layers.Dense(n, activation="softmax")
+
+    def call(self, x):
+        return self.out(self.mask(self.flat(x[:, 10:14, 10:17])))
+
+
+def masks_within_its_call(i, n):
+    return MasksInside(n)
+
+
+# Losses that are no name.
+def _compiled_with(loss, i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=loss)
+    return model
+
+
+def _scaled_cross_entropy(y, p, by):
+    return by * keras.losses.sparse_categorical_crossentropy(y, p)
+
+
+def partial_loss(i, n):
+
+    return _compiled_with(functools.partial(_scaled_cross_entropy, by=0.5), i, n)
+
+
+def loss_without_a_reduction(i, n):
+    return _compiled_with(keras.losses.SparseCategoricalCrossentropy(reduction=None), i, n)
+
+
+# Layers that were used elsewhere before, and weights that no gradient is for.
+def dense_on_more_axes_than_before(i, n):
+    wide = layers.Dense(400)
+    wide(layers.Reshape((196,))(i[:, ::2, ::2]))
+    return head(wide(layers.Reshape((4, 196))(i)), n)
+
+
+def scales_of_eight_bits(i, n):
+    dense = layers.Dense(16, activation="relu")
+    dense(layers.Flatten()(i))
+    dense.quantize("float8")
+    return head(dense(layers.Flatten()(i)), n)
+
+
+# Exact zeros under the blank margins decide whether ReLU learns there.
+def blank_windows_without_a_bias(i, n):
+    x = layers.LeakyReLU(dtype="float64")(layers.Conv2D(32, 3, dtype="float64")(i))
+    x = layers.Conv2D(32, 3, use_bias=False, activation="relu", dtype="float64")(x)
+    x = layers.Flatten(dtype="float64")(layers.MaxPooling2D(4, dtype="float64")(x))
+    return layers.Dense(n, activation="softmax", dtype="float64")(x)
+
+
+SAME = [
+    name
+    for name, function in list(globals().items())
+    if getattr(function, "__module__", "") == __name__
+    and not isinstance(function, type)
+    and not name.startswith("_")
+    and name != "head"
+]
+"""All until here: their weights are to be those of Keras's fit."""
+
+
+# For the other tests.
+def plain(i, n):
+    return head(i, n)
+
+
+class Simplest(keras.Model):
+    # Its train step returns its loss and knows of no metric; it may have a second optimizer.
+    def __init__(self, *args, share=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.share = share
+        self.second = None
+
+    def train_step(self, data):
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.share * ops.mean(
+                keras.losses.sparse_categorical_crossentropy(y, self(x, training=True))
+            )
+        optimizer = self.second or self.optimizer
+        optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+def simplest(i, n):
+    return Simplest(i, head(i, n))
+
+
+def a_quarter(i, n):
+    return Simplest(i, head(i, n), share=0.25)
+
+
+def second_optimizer(i, n):
+    model = Simplest(i, head(i, n))
+    model.second = keras.optimizers.Adam(1e-3)
+    return model
+
+
+class Counts(layers.Layer):
+    def __init__(self):
+        super().__init__()
+
+        self.steps, self.more = tf.Variable(0.0, trainable=False), [tf.Variable(1.0)]
+
+    def call(self, x, training=False):
+        if training:
+            self.steps.assign_add(1.0)
+            self.more[0].assign(self.more[0] * 1.1)
+        return x * (self.more[0].value() + self.steps.value())
+
+
+def tensorflow_variable(i, n):
+    return head(Counts()(i), n)
+
+
+def other_epsilon(i, n):
+    keras.config.set_epsilon(0.05)
+    return head(i, n)
+
+
+def weighted_loss(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy", loss_weights=[0.25])
+    return model
+
+
+class Compiles(keras.Model):
+    def compile(self, optimizer, loss_fn):
+        super().compile(optimizer)
+
+
+def own_compile(i, n):
+    return Compiles(i, head(i, n))
+
+
+class Older(keras.Model):
+    def compute_loss(self, x, y, y_pred, sample_weight):
+        return super().compute_loss(x, y, y_pred, sample_weight)
+
+
+def older_signature(i, n):
+    model = Older(i, head(i, n))
+    model.compile(loss="sparse_categorical_crossentropy")
+    return model
+
+
+def out_of_range(i, n):
+    return head(layers.Embedding(2, 4)(layers.Flatten()(5 * i)), n)
+
+
+class Breaks(layers.Layer):
+    def call(self, x, training=None):
+        if training:
+            raise RuntimeError("it is broken")
+        return x
+
+
+def breaks(i, n):
+    return head(Breaks()(i), n)
+
+
+RATES = []
+
+
+class Noting(keras.Model):
+    def train_step(self, data):
+
+        tf.py_function(lambda rate: RATES.append(float(rate)), [self.optimizer.learning_rate], [])
+        return super().train_step(data)
+
+
+def noting(i, n):
+    return Noting(i, head(i, n))
+
+
+class Squares(keras.Model):
+    def call(self, x, training=None, mask=None):
+        p = super().call(x, training=training)
+        return p * p / ops.sum(p * p, axis=1, keepdims=True)
+
+
+def squares(i, n):
+    return Squares(i, head(i, n))
+
+
+class Noisy(layers.Layer):
+    def call(self, x):
+        return x + 0.3 * keras.random.normal(ops.shape(x))
+
+
+def unseeded_noise(i, n):
+    return head(Noisy()(i), n)
+
+
+def smoothed_itself(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=lambda y, p: keras.losses.sparse_categorical_crossentropy(y, p))
+    return model
+
+
+def no_loss(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile()
+    return model
+
+
+def logits(i, n):
+    return layers.Dense(n)(layers.Flatten()(i))
+
+
+def names_twice(i, n):
+    return head(layers.Dense(4, name="d")(layers.Dense(4, name="d")(layers.Flatten()(i))), n)
+
+
+def wrong_attribute(i, n):
+    return i.nothing_there
+
+
+def two_outputs(i, n):
+    return [head(i, n), head(i, n)]
+
+
+def nothing(i, n):
+    pass
+
+
+def from_elsewhere(i, n):
+    return head(keras.Input((28, 28, 1)), n)
+
+
+def wrong_loss(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss="categorical_crossentropy")
+    return model
+
+
+# What has no name that a file could hold.
+def unnamed_function(i, n):
+    return head(layers.Lambda(lambda x: 2 * x)(i), n)
+
+
+class Halves(layers.Layer):
+    def call(self, x):
+        return x / 2
+
+
+def unregistered(i, n):
+    return head(Halves()(i), n)
+
+
+@keras.saving.register_keras_serializable("users")
+class Scales(layers.Layer):
+    def __init__(self, by, **kwargs):
+        super().__init__(**kwargs)
+        self.by = by
+
+    def call(self, x):
+        return x * self.by
+
+
+def without_configuration(i, n):
+    return head(Scales(ops.ones(1))(i), n)
+
+
+@keras.saving.register_keras_serializable("users")
+class Forgets(Scales):
+    def get_config(self):
+        return {**super(Scales, self).get_config(), "by": 1}
+
+
+def forgetful(i, n):
+    return head(Forgets(3)(i), n)
+
+
+def no_numbers(i, n):
+    bad = keras.initializers.Constant(float("nan"))
+    return head(layers.Dense(4, kernel_initializer=bad)(layers.Flatten()(i)), n)
+
+
+SHARED = []
+
+
+def a_layer_of_the_module(i, n):
+    SHARED[:] = SHARED or [layers.Dense(9, name="shared")]
+    return head(SHARED[0](layers.Flatten()(i)), n)
+
+
+def compiled_with_adam(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    return model
+
+
+# State that Keras knows nothing of.
+class Drifts(keras.losses.Loss):
+    def __init__(self):
+        super().__init__()
+        self.calls = keras.Variable(1.0, trainable=False)
+
+    def call(self, y, p):
+        self.calls.assign_add(0.1)
+        return self.calls * keras.losses.sparse_categorical_crossentropy(y, p)
+
+
+def loss_with_a_variable(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=Drifts())
+    return model
+
+
+class Hides(layers.Layer):
+    def __init__(self):
+        super().__init__()
+
+        class Module(tf.Module):
+            pass
+
+        self.module = Module()
+        self.module.variable = tf.Variable(1.0)
+        self.held = {"a": tf.Variable(1.0), "b": (tf.Variable(1.0),)}
+        self.metric = keras.metrics.Sum()
+
+    def call(self, x, training=False):
+        if training:
+            self.held["a"].assign_add(0.1)
+            self.held["b"][0].assign_add(0.2)
+            self.module.variable.assign_add(0.3)
+            self.metric.update_state(0.1)
+        by = self.held["a"] + self.held["b"][0] + self.module.variable + self.metric.result()
+        return x * by
+
+
+def hidden_variables(i, n):
+    return head(Hides()(i), n)
+
+
+class TwoOptimizers(keras.Model):
+    def train_step(self, data):
+
+        with tf.GradientTape() as tape:
+            loss = ops.mean(
+                keras.losses.sparse_categorical_crossentropy(data[1], self(data[0], training=True))
+            )
+        weights = self.trainable_weights
+        self.more["second"].apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+def optimizer_in_a_dict(i, n):
+    model = TwoOptimizers(i, head(i, n))
+    model.more = {"second": keras.optimizers.Adam(1e-3)}
+    return model
+
+
+class CountsAlways(layers.Layer):
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x * (1 + self.calls)
+
+
+def counts_answers_too(i, n):
+    return head(CountsAlways()(i), n)
+
+
+class GrowsWorse(layers.Layer):
+    def __init__(self):
+        super().__init__()
+
+        self.noise = tf.Variable(0.0)
+
+    def call(self, x, training=False):
+        if training:
+            self.noise.assign_add(1.0)
+        return x * (1 + 9 * self.noise)
+
+
+def grows_worse(i, n):
+    return head(GrowsWorse()(i), n)
+
+
+def compiled_within(i, n):
+    x = keras.Input((28, 28, 1))
+    model = keras.Model(x, head(x, n))
+    model.compile("adam", "mse")
+    return model(i)
+
+
+def least_so_far(i, n):
+    class Least(layers.Layer):
+        def build(self, shape):
+            self.least = self.add_weight(
+                shape=(), initializer=keras.initializers.Constant(float("inf")), trainable=False
+            )
+
+        def call(self, x):
+            return x
+
+    return head(Least()(i), n)
+
+
+class Critic(keras.Model):
+    """Of which nobody builds the critic before the first step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.critic = layers.Dense(1, name="critic")
+        self.own_optimizer = None
+
+    def train_step(self, data):
+
+        with tf.GradientTape() as tape:
+            loss = ops.mean(self.critic(self(data[0], training=True)))
+        weights = (self.critic if self.own_optimizer else self).trainable_variables
+        (self.own_optimizer or self.optimizer).apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+def late_weights(i, n):
+    return Critic(i, head(i, n))
+
+
+def late_weights_of_its_own_optimizer(i, n):
+    model = late_weights(i, n)
+    model.own_optimizer = keras.optimizers.SGD(0.01)
+    return model
+
+
+class Looks(keras.Model):
+    def train_step(self, data):
+        SEEN.append(float(ops.mean(self(data[0])).numpy()))
+        return super().train_step(data)
+
+
+SEEN = []
+
+
+def runs_eagerly(i, n):
+    model = Looks(i, head(i, n))
+    model.compile(run_eagerly=True)
+    return model
+
+
+def reads_a_missing_file(i, n):
+    class Reads(layers.Layer):
+        def call(self, x, training=None):
+            return x * float(Path("nowhere.txt").read_text()) if training else x
+
+    return head(Reads()(i), n)
