@@ -105,7 +105,10 @@ def test_fit_gets_smoothed_labels_and_moved_images_as_the_graphs_do(small_mnist,
 def test_what_is_left_to_fit_is_told(small_mnist, users):
     for name, why in (
         ("own_compute_loss", "has a train step or a loss of its own"),
+        ("eager", "is to run eagerly"),
         ("half_head", "computes in less than float32"),
+        ("masks_within_its_call", "may mask rows out of the loss"),
+        ("loss_without_a_reduction", "has a loss that is not reduced to a number"),
         ("plain", None),
     ):
         notes = []
@@ -144,6 +147,12 @@ def test_weights_do_not_depend_on_how_many_rows_are_scored(small_mnist, users):
         for scored in (SCORED, SCORED[:0])
     ]
     assert distance(*weights) == 0
+
+
+def test_what_is_counted_is_not_averaged(small_mnist, users):
+    model = trained(small_mnist, users("counts_steps", epochs=3, average_epochs=2)).model
+    steps = next(weight for weight in model.weights if weight.name == "steps")
+    assert int(steps.value) == 3 * 4
 
 
 def test_no_fold_goes_on_with_what_another_has_learned(small_mnist, users):

@@ -293,9 +293,11 @@ def rows_as_a_sequence_in_a_list(i, n):
 
 @keras.saving.register_keras_serializable("users")
 class MasksInside(keras.Model):
+    kind = layers.Masking
+
     def __init__(self, n):
         super().__init__()
-        self.mask, self.flat = layers.Masking(), layers.Flatten()
+        self.mask, self.flat = self.kind(), layers.Flatten()
         self.out = layers.Dense(n, activation="softmax")
 
     def call(self, x):
@@ -304,6 +306,47 @@ class MasksInside(keras.Model):
 
 def masks_within_its_call(i, n):
     return MasksInside(n)
+
+
+@keras.saving.register_keras_serializable("users")
+class Ink(layers.Layer):
+    """Of which blank rows have none."""
+
+    def compute_mask(self, x, previous=None):
+        return ops.any(x > 0, axis=-1)
+
+    def call(self, x):
+        return x
+
+
+@keras.saving.register_keras_serializable("users")
+class MasksItself(MasksInside):
+    kind = Ink
+
+
+def masks_of_ones_own_within_its_call(i, n):
+    return MasksItself(n)
+
+
+class Learns(Steps):
+    """Its step trains a layer that its answers do not need."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.more = layers.Dense(1)
+        self.more.build((None, 10))
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            answers = self(data[0], training=True)
+            loss = ops.mean(keras.losses.sparse_categorical_crossentropy(data[1], answers))
+            loss += ops.mean(ops.square(self.more(answers)))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+def layer_of_the_train_step_alone(i, n):
+    return Learns(i, head(i, n))
 
 
 # Losses that are no name.
@@ -653,6 +696,22 @@ def optimizer_in_a_dict(i, n):
     return model
 
 
+class CountsSteps(layers.Layer):
+    def build(self, shape):
+        self.steps = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False, name="steps"
+        )
+
+    def call(self, x, training=False):
+        if training:
+            self.steps.assign_add(1)
+        return x
+
+
+def counts_steps(i, n):
+    return head(CountsSteps()(i), n)
+
+
 class CountsAlways(layers.Layer):
     def build(self, shape):
         self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
@@ -736,6 +795,12 @@ class Looks(keras.Model):
 
 
 SEEN = []
+
+
+def eager(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(run_eagerly=True)
+    return model
 
 
 def runs_eagerly(i, n):
