@@ -10,8 +10,11 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 from nightfold.errors import NightfoldError
 from nightfold.imports import few_collections, hidden
@@ -22,10 +25,6 @@ _EXTRAS = ("matplotlib", "pandas", "sklearn")
 _left_out: list[str] = []
 
 _loading = threading.Lock()
-
-_counting = threading.Lock()
-_inside = 0
-_others: set[str] = set()  # gradients that were registered before
 
 
 def leave_out_extras() -> None:
@@ -96,30 +95,66 @@ def require_one_thread() -> None:
 
 @contextmanager
 def graphs_given_back() -> Iterator[None]:
-    """Let the graphs that were traced inside go, as soon as no thread is inside any more.
+    """Let the graphs that were traced inside go when nobody holds them any more.
 
     TensorFlow registers each use of `tf.custom_gradient`, of ours and of Keras's, for as long as
     the process lives, and with it the whole graph around it: some MB a fold, in workers that may
-    live for months (https://github.com/tensorflow/tensorflow/issues/97697).
+    live for months (https://github.com/tensorflow/tensorflow/issues/97697). Behind this, the
+    register holds a gradient weakly, and the graphs it was traced in hold it.
     """
     from tensorflow.python.framework.ops import gradient_registry
 
-    global _inside
-    registered = gradient_registry._registry
-    with _counting:
-        if not _inside:
-            _others.update(registered)
-        _inside += 1
     try:
         yield
     finally:
-        with _counting:
-            _inside -= 1
-            if not _inside:  # a thread that still is may be about to use what it has registered
-                for name in registered.keys() - _others:
-                    if name.startswith("CustomGradient-"):
-                        del registered[name]
-                _others.clear()
+        registered = gradient_registry._registry
+        for name, entry in list(registered.items()):
+            gradient = entry["type"]
+            if not name.startswith("CustomGradient-") or isinstance(gradient, _HeldByItsGraph):
+                continue
+            if graphs := _graphs_around(gradient):
+                for graph in graphs:
+                    graph.gradients_held = [*getattr(graph, "gradients_held", ()), gradient]
+                forget = partial(registered.pop, name, None)
+                entry["type"] = _HeldByItsGraph(gradient, forget)
+
+
+class _HeldByItsGraph:
+    """A gradient function that lives as long as the graph that it belongs to."""
+
+    def __init__(self, gradient: Callable[..., Any], forget: Callable[[], Any]) -> None:
+        self._gradient = weakref.ref(gradient, lambda _: forget())
+
+    def __call__(self, *given: Any) -> Any:
+        gradient = self._gradient()
+        assert gradient is not None
+        return gradient(*given)
+
+
+def _graphs_around(gradient: Callable[..., Any]) -> list[Any]:
+    """The graph of the tensors that a gradient function refers to, and those around it."""
+    from tensorflow.python.framework.func_graph import FuncGraph
+
+    seen: set[int] = set()
+    waiting: list[Any] = [gradient]
+    while waiting:
+        function = waiting.pop()
+        seen.add(id(function))
+        for cell in getattr(function, "__closure__", None) or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # empty
+                continue
+            for value in held if isinstance(held, list | tuple) else [held]:
+                graph = getattr(value, "graph", None)
+                if isinstance(graph, FuncGraph):
+                    around = [graph]
+                    while isinstance(around[-1].outer_graph, FuncGraph):
+                        around.append(around[-1].outer_graph)
+                    return around
+                if id(value) not in seen and hasattr(value, "__closure__"):
+                    waiting.append(value)
+    return []
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nightfold.augmentation import augment
 from nightfold.experiment import Candidate
 from nightfold.graphs import Rows, gather
-from nightfold.model import Network, has_own_step
+from nightfold.model import Network, has_own, has_own_step
 
 
 def why_fit(network: Network) -> str | None:
@@ -29,6 +29,8 @@ def why_fit(network: Network) -> str | None:
     layers = list(model._flatten_layers())
     if has_own_step(own):
         return "has a train step or a loss of its own"
+    if own is not None and _trained(own) != _trained(model):
+        return "says itself which weights are trained"
     if own is not None and own.run_eagerly:
         return "is to run eagerly"
     if any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers):
@@ -41,6 +43,10 @@ def why_fit(network: Network) -> str | None:
     if any(getattr(loss, "reduction", "sum") in (None, "none") for loss in losses):
         return "has a loss that is not reduced to a number"
     return None
+
+
+def _trained(model: Any) -> set[int]:
+    return {id(variable) for variable in model.trainable_variables}
 
 
 def _masks(layer: Any) -> bool:
@@ -83,41 +89,56 @@ def fit_epoch(
     import keras
 
     model = network.trained
-    own_step = type(model).train_step is not keras.Model.train_step
     own_loss = network.model.compiled
     model.compile(
         optimizer=optimizer,
         loss=network.model.loss if own_loss else _cross_entropy(candidate.label_smoothing),
         loss_weights=network.model._compile_loss._user_loss_weights if own_loss else None,
         # A train step of its own need not know of metrics, which then cannot be asked.
-        metrics=None if own_step else ["sparse_categorical_accuracy"],
+        metrics=None if has_own(model, "train_step") else ["sparse_categorical_accuracy"],
         run_eagerly=model.run_eagerly,
+        jit_compile=False,  # as in the graphs
     )
+
+    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+        """What `take` gives for the number of a batch."""
+
+        def __init__(self, take: Callable[[int], Any], n: int) -> None:
+            super().__init__()
+            self.take: Callable[[int], Any] | None = take
+            self.n = n
+
+        def __len__(self) -> int:
+            return self.n
+
+        def __getitem__(self, i: int) -> Any:
+            assert self.take is not None
+            return self.take(i)
 
     def epoch(
         order: NDArray[np.int64], rates: NDArray[np.float32], first_step: int
     ) -> tuple[float, float]:
-        class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-            def __len__(self) -> int:
-                return len(rates)
-
-            def __getitem__(self, i: int) -> tuple[Any, NDArray[np.int64]]:
-                chosen = order[i * candidate.batch_size : (i + 1) * candidate.batch_size]
-                x, y = gather(*rows.of(chosen))
-                if candidate.augmentation is not None:
-                    x = augment(x, candidate.augmentation, seed, first_step + i)
-                if network.own is not None:
-                    x = network.scaled(x)
-                return x.numpy(), y.numpy().astype(np.int64)  # as a snapshot has them
+        def take(i: int) -> tuple[Any, NDArray[np.int64]]:
+            chosen = order[i * candidate.batch_size : (i + 1) * candidate.batch_size]
+            x, y = gather(*rows.of(chosen))
+            if candidate.augmentation is not None:
+                x = augment(x, candidate.augmentation, seed, first_step + i)
+            if network.own is not None:
+                x = network.scaled(x)
+            return x.numpy(), y.numpy().astype(np.int64)  # as a snapshot has them
 
         class Rates(keras.callbacks.Callback):  # type: ignore[misc]
             # Not with the batch, which Keras fetches some steps before it is trained on.
             def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
                 optimizer.learning_rate.assign(rates[batch])
 
-        history = model.fit(
-            Batches(), epochs=1, shuffle=False, verbose=0, callbacks=[Rates()]
-        ).history
+        batches = Batches(take, len(rates))
+        try:
+            history = model.fit(
+                batches, epochs=1, shuffle=False, verbose=0, callbacks=[Rates()]
+            ).history
+        finally:
+            batches.take = None  # TensorFlow keeps the rest for as long as the process lives
         # Of a train step that has told no loss, Keras tells 0.
         figures = {name: values[-1] for name, values in history.items() if any(values)}
         if not {"loss", "sparse_categorical_accuracy"} <= figures.keys():

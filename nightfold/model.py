@@ -105,6 +105,8 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
             own = built if isinstance(built, keras.Model) else None
             _require_usable(candidate, built)
             outputs = built if own is None else _on(own, x)
+            if len(one := keras.tree.flatten(outputs)) == 1:
+                (outputs,) = one
             model = keras.Model(inputs, outputs, name=candidate.name.replace(".", "_"))
             if not all(layer.built for layer in model._flatten_layers()):
                 # A layer within another one, such as an activation, may have no weights before.
@@ -150,13 +152,17 @@ def _require_usable(candidate: Candidate, built: Any) -> None:
             f"The architecture {candidate.architecture!r} returns {what[:80]}; it must return "
             "one output or a keras.Model of one, with one probability a class."
         )
-    for name in ("compile", "fit", "make_train_function"):
+    for name, instead in (
+        ("__call__", "call"),
+        ("compile", "train step"),
+        ("fit", "train step"),
+        ("make_train_function", "train step"),
+    ):
         stock = {getattr(kind, name) for kind in (keras.Model, keras.Sequential)}
         if getattr(type(built), name) not in stock:
             raise UsageError(
                 f"The architecture {candidate.architecture!r} returns a {type(built).__name__} "
-                f"with a {name} of its own, which a night does not call: put it into its train "
-                "step."
+                f"with a {name} of its own, which a night does not use: put it into its {instead}."
             )
 
 
@@ -180,25 +186,35 @@ def _on(own: Any, x: Any) -> Any:
 
 def _require_own_weights(candidate: Candidate, network: Network) -> None:
     """Refuse weights that another fold may have trained, or will: they were not made in here."""
+    import keras
+
     made = {id(variable) for variable in network.variables}
-    for model in filter(None, (network.model, network.own)):
-        for variable in model.variables:
+    losses = keras.tree.flatten(network.model.loss) if network.model.compiled else []
+    held = [value for loss in losses for value in getattr(loss, "__dict__", {}).values()]
+    for variables in (
+        network.model.variables,
+        network.own.variables if network.own is not None else (),
+        [value for value in held if isinstance(value, keras.Variable)],
+    ):
+        for variable in variables:
             if id(variable.value) not in made:
                 raise UsageError(
                     f"The architecture {candidate.architecture!r} returns {variable.path}, which "
-                    "its function has not made: one fold would go on with what another one has "
+                    "its function has not made: one fold could go on with what another one has "
                     "learned; make every layer and random generator within the function."
                 )
 
 
 def has_own_step(model: Any) -> bool:
-    """Whether the model's class has a train step of its own, or computes its loss itself."""
+    """Whether the model, or its class, has a train step or a way to its loss of its own."""
+    return model is not None and (has_own(model, "train_step") or has_own(model, "compute_loss"))
+
+
+def has_own(model: Any, method: str) -> bool:
+    """Whether a method of the model is not Keras's."""
     import keras
 
-    return model is not None and (
-        type(model).train_step is not keras.Model.train_step
-        or type(model).compute_loss is not keras.Model.compute_loss
-    )
+    return method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method)
 
 
 def told(error: Exception, function: Callable[..., Any]) -> str:

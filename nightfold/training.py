@@ -319,6 +319,7 @@ class _Training:
                 self.evaluate,
             )
             self.optimizer = self.network.trained.optimizer  # maybe another one around it
+            self.optimizer.build(learning.trainable_variables)
         else:
             epoch = epoch_graph(
                 self.model, self.optimizer, self.candidate, self.seed, len(self.rows)
@@ -419,17 +420,24 @@ class _Training:
         try:
             with variables_made() as made:
                 yield
-        finally:
-            known |= {id(variable) for variable in model.metrics_variables}
-            new = [variable.path for variable in model.variables if id(variable) not in known]
-            if new:
-                raise UsageError(
-                    f"The architecture {self.candidate.architecture!r} makes the weights {new[0]} "
-                    "when it is trained, which could not be made the same way again: call the "
-                    "build of that layer where you make it."
-                )
-            metrics = {id(variable.value) for variable in model.metrics_variables}
-            self.network.variables.extend(v for v in made if id(v) not in metrics)
+        except Exception as error:
+            self._refuse_weights_but(known, error)
+            raise
+        self._refuse_weights_but(known)
+        others = [*model.metrics_variables, *self.optimizer.variables]
+        elsewhere = {id(variable.value) for variable in others}
+        self.network.variables.extend(v for v in made if id(v) not in elsewhere)
+
+    def _refuse_weights_but(self, known: set[int], error: Exception | None = None) -> None:
+        model = self.network.trained
+        known = known | {id(variable) for variable in model.metrics_variables}
+        new = [variable.path for variable in model.variables if id(variable) not in known]
+        if new:
+            raise UsageError(
+                f"The architecture {self.candidate.architecture!r} makes the weights {new[0]} when "
+                "it is trained, which could not be made the same way again: call the build of that "
+                "layer where you make it."
+            ) from error
 
     def evaluate(
         self, rows: NDArray[np.int64]
@@ -459,7 +467,7 @@ class _Training:
     def save(self, path: Path) -> None:
         """Write the whole state, atomically; plain arrays, no pickle."""
         kept = {
-            "model": [variable.numpy() for variable in self._state()],
+            "model": [np.asarray(variable.numpy()) for variable in self._state()],
             "optimizer": [variable.numpy() for variable in self.optimizer.variables],
             "best": self.best_weights,
             "sum": self.weight_sums,
@@ -484,16 +492,17 @@ class _Training:
         """Continue from a checkpoint if there is a whole one of this training; else start anew."""
         from pydantic import TypeAdapter
 
-        variables = {f"model_{i:04d}": v for i, v in enumerate(self._state())}
-        variables |= {f"optimizer_{i:04d}": v for i, v in enumerate(self.optimizer.variables)}
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 state = {name: arrays[name] for name in arrays.files}
             history = TypeAdapter(list[Epoch]).validate_json(state["history"].tobytes())
             kept = {name for name in state if name.startswith(("model_", "optimizer_"))}
-            # A second optimizer that is not built yet has fewer than it had.
-            same = kept == variables.keys()
-            same &= np.array_equal(state["random_state"], self._random_state(len(history)))
+            same = np.array_equal(state["random_state"], self._random_state(len(history)))
+            if same and len(kept) > len(self._state()) + len(self.optimizer.variables):
+                self._make_momenta()
+            variables = {f"model_{i:04d}": v for i, v in enumerate(self._state())}
+            variables |= {f"optimizer_{i:04d}": v for i, v in enumerate(self.optimizer.variables)}
+            same &= kept == variables.keys()
             whole = same and all(
                 state[name].shape == tuple(variable.shape) for name, variable in variables.items()
             )
@@ -501,6 +510,7 @@ class _Training:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return
         if not whole:
+            self.__post_init__()  # as it was
             return
         self.history = history
         for name, variable in variables.items():
@@ -508,6 +518,12 @@ class _Training:
         self.best_weights = [state[name] for name in sorted(state) if name.startswith("best_")]
         self.weight_sums = [state[name] for name in sorted(state) if name.startswith("sum_")]
         self.inner_losses = [float(loss) for loss in state["inner_losses"]]
+
+    def _make_momenta(self) -> None:
+        """Have a train step make what it makes in its first call, such as a second optimizer's."""
+        batch = self.rows[: self.candidate.batch_size]
+        with self._all_weights_drawn(), _code_of(self.candidate.architecture):
+            self.train_in(batch, self.rates[:1], 0)
 
     def _random_state(self, epochs: int | None = None) -> NDArray[np.int64]:
         """Seed, next epoch and next step: all that the next permutation and moves follow from."""

@@ -1,5 +1,6 @@
 """Networks of a user's own: trained as Keras's fit trains them, or refused in a sentence."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import users_networks
+from tensorflow.python.framework.func_graph import FuncGraph
 
 from nightfold.bundle import Bundle, seal
 from nightfold.errors import UsageError
@@ -155,11 +157,33 @@ def test_what_is_counted_is_not_averaged(small_mnist, users):
     assert int(steps.value) == 3 * 4
 
 
-def test_no_fold_goes_on_with_what_another_has_learned(small_mnist, users):
-    candidate = users("a_layer_of_the_module")
-    trained(small_mnist, candidate)
-    with pytest.raises(UsageError, match="returns shared/kernel, which its function has not made"):
-        trained(small_mnist, candidate)
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("a_layer_of_the_module", "shared/kernel"), ("a_loss_of_the_module", "variable")],
+)
+def test_no_fold_goes_on_with_what_another_has_learned(name, weights, small_mnist, users):
+    trained(small_mnist, users(name))
+    with pytest.raises(UsageError, match=f"returns {weights}.*, which its function has not made"):
+        trained(small_mnist, users(name))
+
+
+def test_what_one_training_has_traced_serves_the_next(small_mnist, users):
+    """The first needs no gradient of the function that both call."""
+    trained(small_mnist, users("swish_of_the_images"))
+    assert trained(small_mnist, users("swish_of_a_layer")).history[0].train_loss < 2.5
+
+
+@pytest.mark.parametrize("name", ["guide", "half_head"])
+def test_a_worker_keeps_no_network_that_went_through_fit(name, small_mnist, users):
+    def alive():
+        gc.collect()
+        kinds = (keras.Model, FuncGraph)
+        return sum(issubclass(type(each), kinds) for each in gc.get_objects())
+
+    trained(small_mnist, users(name))
+    before = alive()
+    trained(small_mnist, users(name))
+    assert alive() <= before
 
 
 def test_early_stopping_brings_back_what_keras_does_not_know(small_mnist, users):
@@ -218,8 +242,14 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(name, small_mnist
     undisturbed = trained(small_mnist, candidate)
     with pytest.raises(Interrupted):
         trained(small_mnist, candidate, checkpoint=tmp_path / "c.npz", on_epoch=interrupt)
-    resumed = trained(small_mnist, candidate, checkpoint=tmp_path / "c.npz")
-    assert len(resumed.history) == 2
+    seen = []
+    resumed = trained(
+        small_mnist,
+        candidate,
+        checkpoint=tmp_path / "c.npz",
+        on_epoch=lambda e: seen.append(e.epoch),
+    )
+    assert seen == [2]
     assert (resumed.probabilities == undisturbed.probabilities).all()
 
 
@@ -256,7 +286,8 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
         ("nothing", {}, "returns None; it must return one output"),
         ("from_elsewhere", {}, "cannot be built .*not connected to `inputs`"),
         ("wrong_loss", {}, "'users_networks:wrong_loss' cannot be trained: .* same rank"),
-        ("own_compile", {}, "a Compiles with a compile of its own"),
+        ("own_compile", {}, "a Compiles with a compile of its own, .* into its train step."),
+        ("called_in_its_own_way", {}, "a Flips with a __call__ of its own, .* into its call."),
         ("out_of_range", {}, "cannot be trained: InvalidArgumentError: indices.* is not in"),
         ("breaks", {}, "cannot be trained: RuntimeError: .*it is broken"),
         (
@@ -318,9 +349,15 @@ def test_what_could_not_be_sealed_is_told_before_it_is_trained(name, sentence, f
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("name", ["scales_of_eight_bits", "compiled_within", "partial_loss"])
-def test_how_a_network_is_trained_or_stored_keeps_it_from_no_bundle(name, final_job):
-    final_job(name).rehearse()
+@pytest.mark.parametrize(
+    "name", ["scales_of_eight_bits", "compiled_within", "partial_loss", "counts_answers_too"]
+)
+def test_how_a_network_is_trained_or_stored_keeps_it_from_no_bundle(
+    name, final_job, facts, tmp_path
+):
+    job = final_job(name)
+    job.rehearse()
+    seal(job.fit().model, tmp_path / "m", facts, np.asarray(job.dataset.open().test.images[:4]))
 
 
 @pytest.mark.parametrize("changes", [{}, {"ensemble": 2}])

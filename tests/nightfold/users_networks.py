@@ -349,6 +349,36 @@ def layer_of_the_train_step_alone(i, n):
     return Learns(i, head(i, n))
 
 
+def step_of_this_very_model(i, n):
+    model = keras.Model(i, head(i, n))
+
+    def step(data):
+        with tf.GradientTape() as tape:
+            answers = model(data[0], training=True)
+            loss = 2 * ops.mean(keras.losses.sparse_categorical_crossentropy(data[1], answers))
+        model.optimizer.apply(tape.gradient(loss, model.trainable_weights), model.trainable_weights)
+        return {"loss": loss}
+
+    model.train_step = step
+    return model
+
+
+class TrainsItsHead(keras.Model):
+    @property
+    def trainable_variables(self):
+        return self.layers[-1].trainable_variables
+
+    trainable_weights = trainable_variables
+
+
+def trains_its_head_alone(i, n):
+    return TrainsItsHead(i, head(layers.Dense(9)(layers.Flatten()(i)), n))
+
+
+def one_output_in_a_dict(i, n):
+    return keras.Model({"image": i}, {"class": head(i, n)})
+
+
 # Losses that are no name.
 def _compiled_with(loss, i, n):
     model = keras.Model(i, head(i, n))
@@ -466,6 +496,15 @@ def weighted_loss(i, n):
     model = keras.Model(i, head(i, n))
     model.compile(loss="sparse_categorical_crossentropy", loss_weights=[0.25])
     return model
+
+
+class Flips(keras.Model):
+    def __call__(self, x, *args, **kwargs):
+        return super().__call__(ops.flip(x, 1), *args, **kwargs)
+
+
+def called_in_its_own_way(i, n):
+    return Flips(i, layers.Dense(n, activation="softmax")(layers.Flatten()(i[:, :9])))
 
 
 class Compiles(keras.Model):
@@ -629,6 +668,34 @@ def a_layer_of_the_module(i, n):
     return head(SHARED[0](layers.Flatten()(i)), n)
 
 
+KEPT = []
+
+
+def a_loss_of_the_module(i, n):
+    KEPT[:] = KEPT or [Drifts()]
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=KEPT[0])
+    return model
+
+
+@tf.function
+def swish(x):
+    return tf.nn.silu(x)
+
+
+class Swish(layers.Layer):
+    def call(self, x):
+        return swish(x)
+
+
+def swish_of_the_images(i, n):
+    return head(Swish()(i), n)
+
+
+def swish_of_a_layer(i, n):
+    return head(Swish()(layers.Dense(9)(layers.Flatten()(i))), n)
+
+
 def compiled_with_adam(i, n):
     model = keras.Model(i, head(i, n))
     model.compile("adam", "sparse_categorical_crossentropy")
@@ -712,6 +779,7 @@ def counts_steps(i, n):
     return head(CountsSteps()(i), n)
 
 
+@keras.saving.register_keras_serializable("users")
 class CountsAlways(layers.Layer):
     def build(self, shape):
         self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
