@@ -411,7 +411,7 @@ class Bundle:
 
 
 def _answers(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The same, and the model is as before: a layer of it may count its calls."""
+    """`_probabilities`, behind which the model is as before: a layer may count its calls."""
     before = [(variable, variable.numpy()) for variable in model.non_trainable_variables]
     probabilities = _probabilities(model, images)
     for variable, value in before:

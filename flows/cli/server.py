@@ -11,6 +11,9 @@ from typing import Any
 from nightfold.errors import NightfoldError, UsageError
 from nightfold.imports import few_collections
 
+LAST_IMPORTS = 5.0
+"""Seconds that a command which was stopped waits for what it was importing."""
+
 
 def prepare_prefect(workers: int = 0) -> None:
     """Settings that must be there before Prefect is imported, and a server; the user's own stay.
@@ -56,12 +59,14 @@ def _start_server(workers: int) -> None:
     ahead.start()
     try:
         started.wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
-    except BaseException:
-        in_vain.set()
-        raise
-    finally:
-        # The interpreter must not end beside it: a pool that starts then is a traceback.
         ahead.join()
+    except BaseException:
+        # The interpreter must not end beside it: a pool that starts then is a traceback.
+        in_vain.set()
+        # A signal in the middle of an import of this thread can leave Python's lock of imports
+        # taken; the other one then waits for ever.
+        ahead.join(LAST_IMPORTS)
+        raise
 
 
 def _get_ready(workers: int, in_vain: threading.Event) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -166,6 +167,27 @@ def test_a_stopped_night_says_how_to_go_on(sent, exit_code, tmp_path):
     assert night.returncode == exit_code
     assert "goes on behind the last finished epoch" in rest
     assert "Traceback" not in rest
+
+
+def test_a_command_that_is_stopped_does_not_wait_for_imports_that_never_end(monkeypatch):
+    """A signal amid an import can leave Python's lock of imports taken: one stop in fifty hung."""
+    from flows.cli import server as cli
+
+    class Started:
+        url = "http://127.0.0.1:1/api"
+
+        def wait(self, _seconds):
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.setattr("flows.server.start", Started)
+    monkeypatch.setattr("prefect.context.refresh_global_settings_context", lambda: None)
+    monkeypatch.setattr(cli, "LAST_IMPORTS", 0.1)
+    monkeypatch.setattr(cli, "_get_ready", lambda *_: threading.Event().wait(60))
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        cli._start_server(2)
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow
