@@ -359,6 +359,4 @@ def _only_consumers(model: Any) -> dict[int, Layer]:
         for node in nodes:
             for tensor in node.input_tensors:
                 takers.setdefault(id(tensor._keras_history.operation), []).append(node.operation)
-    for tensor in model.outputs:
-        takers.setdefault(id(tensor._keras_history.operation), []).append(None)
     return {key: layers[0] for key, layers in takers.items() if len(layers) == 1}
