@@ -16,6 +16,15 @@ from nightfold.experiment import Candidate
 from nightfold.graphs import Rows, gather
 from nightfold.model import Network, has_own, has_own_step
 
+_ASKED_BY_FIT = (
+    "trainable_variables",
+    "trainable_weights",
+    "losses",
+    "metrics",
+    "compute_metrics",
+    "reset_metrics",
+)
+
 
 def why_fit(network: Network) -> str | None:
     """Why a network is left to Keras's fit, as the rest of a sentence about it; None if it is not.
@@ -29,8 +38,10 @@ def why_fit(network: Network) -> str | None:
     layers = list(model._flatten_layers())
     if has_own_step(own):
         return "has a train step or a loss of its own"
-    if own is not None and _trained(own) != _trained(model):
-        return "says itself which weights are trained"
+    if own is not None and (
+        _trained(own) != _trained(model) or any(has_own(own, name) for name in _ASKED_BY_FIT)
+    ):
+        return "says itself what is trained, lost or measured"
     if own is not None and own.run_eagerly:
         return "is to run eagerly"
     if any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers):
@@ -40,13 +51,21 @@ def why_fit(network: Network) -> str | None:
     ):
         return "may mask rows out of the loss"
     losses = keras.tree.flatten(model.loss) if model.compiled else []
-    if any(getattr(loss, "reduction", "sum") in (None, "none") for loss in losses):
-        return "has a loss that is not reduced to a number"
+    if any(getattr(loss, "reduction", "sum") in (None, "none") or _sums(loss) for loss in losses):
+        return "has a loss that Keras does not reduce to a number"
     return None
 
 
 def _trained(model: Any) -> set[int]:
     return {id(variable) for variable in model.trainable_variables}
+
+
+def _sums(loss: Any) -> bool:
+    """Whether a loss says in its own `__call__` how it is summed over rows."""
+    import keras
+
+    stock = keras.losses.Loss
+    return isinstance(loss, stock) and type(loss).__call__ is not stock.__call__
 
 
 def _masks(layer: Any) -> bool:
@@ -92,8 +111,8 @@ def fit_epoch(
     own_loss = network.model.compiled
     model.compile(
         optimizer=optimizer,
-        loss=network.model.loss if own_loss else _cross_entropy(candidate.label_smoothing),
-        loss_weights=network.model._compile_loss._user_loss_weights if own_loss else None,
+        loss=model.loss if own_loss else _cross_entropy(candidate.label_smoothing),
+        loss_weights=model._compile_loss._user_loss_weights if own_loss else None,
         # A train step of its own need not know of metrics, which then cannot be asked.
         metrics=None if has_own(model, "train_step") else ["sparse_categorical_accuracy"],
         run_eagerly=model.run_eagerly,
@@ -140,7 +159,7 @@ def fit_epoch(
         finally:
             batches.take = None  # TensorFlow keeps the rest for as long as the process lives
         # Of a train step that has told no loss, Keras tells 0.
-        figures = {name: values[-1] for name, values in history.items() if any(values)}
+        figures = {name: v[-1] for name, v in history.items() if name != "loss" or any(v)}
         if not {"loss", "sparse_categorical_accuracy"} <= figures.keys():
             _, loss, accuracy = evaluate(order)
             figures = {"loss": loss, "sparse_categorical_accuracy": accuracy} | figures

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from nightfold import winograd
 
 Layer = Any
@@ -26,24 +24,26 @@ Plain = dict[Layer, Any]
 """Layers and the node of the model in which each is called."""
 
 
-def training_pass(model: Any) -> Callable[[Any], Any]:
+def training_pass(model: Any, training: bool | None = True) -> Callable[[Any], Any]:
     """The function that `model` is in training, rewritten where that is faster.
 
     Parameters
     ----------
     model : keras.Model
         Functional; any other is called as it is.
+    training : bool, optional
+        None calls the model as a train step does that knows no such argument.
 
     Returns
     -------
     callable
         Images in, shape (n, height, width, channels), probabilities out; moving averages and
-        random states move as in ``model(images, training=True)``.
+        random states move as in ``model(images, training=training)``.
     """
     from keras.src.models.functional import Functional
 
     if not isinstance(model, Functional) or type(model).call is not Functional.call:
-        return lambda images: model(images, training=True)
+        return lambda images: model(images, training=training)
     plain, consumers = _plain_layers(model), _only_consumers(model)
     rewrites = (
         _fewer_products(plain)
@@ -65,7 +65,7 @@ def training_pass(model: Any) -> Callable[[Any], Any]:
         # Called as a whole, so that losses of layers, masks and dtypes are Keras's business.
         object.__setattr__(model, "_run_through_graph", rewritten)
         try:
-            return model(images, training=True)
+            return model(images, training=training)
         finally:
             object.__delattr__(model, "_run_through_graph")
 
@@ -194,11 +194,11 @@ def _convolve(layer: Layer, x: Any) -> Any:
         return layer.convolution_op(x, layer.kernel)
     kernel = tf.convert_to_tensor(layer.kernel)
     y = winograd.convolve(x, kernel, padded=layer.padding == "same")
-    return _exact_zeros(y, layer.bias if layer.use_bias else None)
+    return _exact_zeros(y, x, layer)
 
 
-def _exact_zeros(y: Any, bias: Any) -> Any:
-    """Zeros in place of what is only rounding, as long as a bias is exactly zero or there is none.
+def _exact_zeros(y: Any, x: Any, layer: Layer) -> Any:
+    """Zeros under windows of zeros, as long as a bias is exactly zero or there is none.
 
     Biases are zero before the first step. ReLU passes no gradient at zero, but does just above it:
     under a window of zeros, of which the margins of digits are full, rounding alone would decide
@@ -206,16 +206,16 @@ def _exact_zeros(y: Any, bias: Any) -> Any:
     """
     import tensorflow as tf
 
-    at_zero = True if bias is None else tf.reduce_any(tf.convert_to_tensor(bias) == 0)
+    at_zero = tf.reduce_any(tf.convert_to_tensor(layer.bias) == 0) if layer.use_bias else None
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(y: Any) -> tuple[Any, Callable[[Any], Any]]:
-        def rounded() -> Any:
-            size = tf.abs(y)
-            least = 2**6 * np.finfo(y.dtype.as_numpy_dtype).eps * tf.reduce_max(size)
-            return tf.where(size < least, tf.zeros_like(y), y)
+        def exact() -> Any:
+            largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
+            seen = tf.nn.max_pool2d(largest, 3, 1, layer.padding.upper())
+            return tf.where(seen == 0, tf.zeros_like(y), y)
 
-        kept = rounded() if at_zero is True else tf.cond(at_zero, rounded, lambda: y)
+        kept = exact() if at_zero is None else tf.cond(at_zero, exact, lambda: y)
         return kept, lambda dy: dy
 
     return run(y)

@@ -22,6 +22,7 @@ from nightfold.augmentation import augment
 from nightfold.dataset import Dataset
 from nightfold.experiment import Candidate
 from nightfold.forward import training_pass
+from nightfold.model import Network
 from nightfold.optimization import apply_step
 
 EVALUATION_BATCH = 64
@@ -102,15 +103,15 @@ def gather(images: Any, labels: Any, chosen: Any) -> tuple[Any, Any]:
 
 
 def epoch_graph(
-    model: Any, optimizer: Any, candidate: Candidate, seed: int, n_learning: int
+    network: Network, optimizer: Any, candidate: Candidate, seed: int, n_learning: int
 ) -> Callable[..., Any]:
     """Graph function that trains on some rows in the given order.
 
     Parameters
     ----------
-    model : keras.Model
+    network : Network
     optimizer : keras.optimizers.Optimizer
-        Built on the model's trainable variables.
+        Built on the trainable variables of its model.
     candidate : Candidate
     seed : int
         Of the augmentation.
@@ -127,8 +128,9 @@ def epoch_graph(
     """
     import tensorflow as tf
 
-    batch_size, variables = candidate.batch_size, model.trainable_variables
-    predict, loss_of = training_pass(model), _loss(model, candidate)
+    batch_size, model = candidate.batch_size, network.model
+    variables = model.trainable_variables
+    predict, loss_of = training_pass(model, network.training), _loss(model, candidate)
 
     def step(x: Any, y: Any, rate: Any, number: Any) -> tuple[Any, Any]:
         if candidate.augmentation is not None:
@@ -300,22 +302,32 @@ def _loss(model: Any, candidate: Candidate) -> Callable[[Any, Any, Any], tuple[A
     """
     import keras
     import tensorflow as tf
+    from keras.src.losses.loss import reduce_weighted_values
+
+    def mean(losses: Any, probabilities: Any) -> Any:
+        # Of a layer that masks within its call, nobody knows before this is traced.
+        mask = getattr(probabilities, "_keras_mask", None)
+        return tf.reduce_mean(losses) if mask is None else reduce_weighted_values(losses, mask=mask)
+
+    def as_keras(probabilities: Any) -> Any:
+        # Its losses take float64 as float32, clipped where the logits would not be.
+        return tf.cast(probabilities, keras.config.floatx())
 
     def own(x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
         # Not compute_loss, which a class may have overridden without the argument `training`.
         return model._compute_loss(x, y, probabilities, None, training=True), []
 
     def cross_entropy(_x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
-        losses = keras.losses.sparse_categorical_crossentropy(y, probabilities)
-        return tf.reduce_mean(losses), model.losses
+        losses = keras.losses.sparse_categorical_crossentropy(y, as_keras(probabilities))
+        return mean(losses, probabilities), model.losses
 
     def smoothed(_x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
         losses = keras.losses.categorical_crossentropy(
             tf.one_hot(y, probabilities.shape[-1]),
-            probabilities,
+            as_keras(probabilities),
             label_smoothing=candidate.label_smoothing,
         )
-        return tf.reduce_mean(losses), model.losses
+        return mean(losses, probabilities), model.losses
 
     if model.compiled:
         return own

@@ -22,7 +22,7 @@ from nightfold.dataset import Dataset
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate
 from nightfold.scaling import Scaler
-from nightfold.zoo import find
+from nightfold.zoo import find, is_own
 
 _BUILDING = threading.Lock()  # Keras draws initial weights from a state that all threads share
 
@@ -58,6 +58,14 @@ class Network:
     def trained(self) -> Any:
         """What Keras's fit trains, on scaled images if it is `own`."""
         return self.model if self.own is None else self.own
+
+    @property
+    def training(self) -> bool | None:
+        """With what `training` Keras's train step calls the network.
+
+        None if it takes no such argument: Keras then trains it as it answers, without dropout.
+        """
+        return True if self.own is None or self.own._call_has_training_arg else None
 
     def scaled(self, images: Any) -> Any:
         """What `own` is given for raw images."""
@@ -101,12 +109,18 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
         for layer in scaling:
             x = layer(x)
         try:
-            built = build(x, dataset.n_classes)
+            # An input of its own: a user's model may begin where `images` does, and is to begin
+            # behind the scaling. Ours return layers on what they are given.
+            given = keras.Input(x.shape[1:], dtype=x.dtype) if is_own(candidate.architecture) else x
+            built = build(given, dataset.n_classes)
             own = built if isinstance(built, keras.Model) else None
             _require_usable(candidate, built)
-            outputs = built if own is None else _on(own, x)
-            if len(one := keras.tree.flatten(outputs)) == 1:
-                (outputs,) = one
+            if own is not None:
+                answers = _on(own, x)
+            else:
+                answers = built if given is x else keras.Model(given, built).call(x)
+            one = keras.tree.flatten(answers)
+            outputs = one[0] if len(one) == 1 else answers
             model = keras.Model(inputs, outputs, name=candidate.name.replace(".", "_"))
             if not all(layer.built for layer in model._flatten_layers()):
                 # A layer within another one, such as an activation, may have no weights before.
@@ -125,8 +139,10 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
                 f"it must return (None, {dataset.n_classes}), one probability a class."
             )
         if own is not None and own.compiled and own.loss is not None:
-            weights = own._compile_loss._user_loss_weights
-            model.compile(loss=own.loss, loss_weights=weights)
+            loss, weights = own.loss, own._compile_loss._user_loss_weights
+            if isinstance(answers, dict) and isinstance(loss, dict):  # by the names of its outputs
+                (loss,), (weights,) = loss.values(), (weights or {"": None}).values()
+            model.compile(loss=loss, loss_weights=weights)
         if candidate.label_smoothing and (model.compiled or has_own_step(own)):
             raise UsageError(
                 f"label_smoothing has no effect on {candidate.name}, whose architecture "
@@ -180,7 +196,8 @@ def _on(own: Any, x: Any) -> Any:
         # Keras would give images of one channel to a model that takes none, but not as a function.
         if isinstance(takes, tuple) and len(takes) == len(x.shape) - 1 and x.shape[-1] == 1:
             x = keras.layers.Reshape(x.shape[1:-1], name="one_channel")(x)
-    alone = type(own).call in (Functional.call, keras.Sequential.call)
+    stock = type(own).call in (Functional.call, keras.Sequential.call)
+    alone = stock and own.activity_regularizer is None
     return own.call(x) if alone else own(x)
 
 
@@ -303,13 +320,18 @@ def variables_made() -> Iterator[list[Any]]:
 @contextmanager
 def _own_settings() -> Iterator[None]:
     """Undo what an architecture sets for all of Keras, so that no other candidate meets it."""
+    import tensorflow as tf
     from keras import config
 
+    # keras.backend.clear_session would forget who is told of new variables; there is nothing to
+    # clear before a network that is built once.
+    reset, tf.compat.v1.reset_default_graph = tf.compat.v1.reset_default_graph, lambda: None
     floatx, policy, order = config.floatx(), config.dtype_policy(), config.image_data_format()
     epsilon = config.epsilon()
     try:
         yield
     finally:
+        tf.compat.v1.reset_default_graph = reset
         config.set_floatx(floatx)
         config.set_dtype_policy(policy)
         config.set_image_data_format(order)

@@ -32,7 +32,7 @@ from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
 from nightfold.zoo import find, is_own
 
-ENGINE = 7
+ENGINE = 8
 """Part of every result's key: raise it when the same candidate would give other numbers."""
 
 
@@ -322,7 +322,7 @@ class _Training:
             self.optimizer.build(learning.trainable_variables)
         else:
             epoch = epoch_graph(
-                self.model, self.optimizer, self.candidate, self.seed, len(self.rows)
+                self.network, self.optimizer, self.candidate, self.seed, len(self.rows)
             )
             self.train_in = in_calls(epoch, self.sources, self.candidate.batch_size)
         self.scored: tuple[NDArray[np.float32], float | None] | None = None
@@ -375,6 +375,8 @@ class _Training:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         first, behind = (epoch - 1) * self.steps, epoch * self.steps
         with self._all_weights_drawn(), _code_of(self.candidate.architecture):
+            for metric in self.model.metrics:
+                metric.reset_state()  # as fit does before each epoch: a layer may look at its own
             loss, correct = self.train_in(order, self.rates[first:behind], first)
         probabilities, validation_loss, validation_accuracy = self.evaluate(scored_rows)
         self.scored = probabilities, validation_loss
@@ -490,6 +492,7 @@ class _Training:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint if there is a whole one of this training; else start anew."""
+        import tensorflow as tf
         from pydantic import TypeAdapter
 
         try:
@@ -504,7 +507,8 @@ class _Training:
             variables |= {f"optimizer_{i:04d}": v for i, v in enumerate(self.optimizer.variables)}
             same &= kept == variables.keys()
             whole = same and all(
-                state[name].shape == tuple(variable.shape) for name, variable in variables.items()
+                tf.TensorShape(variable.shape).is_compatible_with(state[name].shape)
+                for name, variable in variables.items()
             )
         # Damage can show anywhere: in the archive, in an array's header, in what is there or not.
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -171,6 +171,22 @@ def test_convolutions_of_many_channels_are_winograds(monkeypatch):
     assert sides == [12, 10], "not the first, of one channel"
 
 
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_what_is_small_is_no_rounding_and_what_sees_nothing_is_zero(padding, small_mnist):
+    """Filters a million times smaller than others count to what normalises behind them."""
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    inputs = keras.Input((14, 14, 32))
+    layer = layers.Conv2D(32, 3, padding=padding, use_bias=False)
+    model = keras.Model(inputs, layer(inputs))
+    layer.kernel.assign(layer.kernel * np.float32(10.0) ** -(np.arange(32) % 8))
+    images = np.repeat(small_mnist.train.images[:16, ::2, ::2] / np.float32(255), 32, axis=-1)
+    ours, theirs = training_pass(model)(images).numpy(), model(images).numpy()
+    largest = abs(theirs).max(axis=(0, 1, 2))
+    assert (abs(ours - theirs).max(axis=(0, 1, 2)) < 1e-5 * largest).all()
+    assert ((ours == 0) == (theirs == 0)).all()
+
+
 def test_batch_normalisation_of_images_is_one_operation():
     """It is so in float32 only."""
     keras.config.set_floatx("float32")

@@ -16,7 +16,7 @@ from nightfold.dataset import Dataset, Split
 from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Augmentation, Candidate, EarlyStopping, Optimizer, Schedule
 from nightfold.graphs import EVALUATION_BATCH, epoch_graph, evaluation_graph, rows_of
-from nightfold.model import build_model
+from nightfold.model import build_model, build_network
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.training import train
@@ -462,12 +462,13 @@ def test_all_that_is_left_to_a_gpu_has_a_kernel_there(small_mnist, monkeypatch, 
     monkeypatch.setattr("tensorflow.config.list_logical_devices", lambda _kind: ["a GPU"])
     moves = Augmentation(rotation=10, shift=0.1, zoom=0.1)
     recipe = candidate(name, augmentation=moves, label_smoothing=0.1)
-    model = build_model(recipe, scaler_for(small_mnist, TRAIN), small_mnist, seed=3)
+    network = build_network(recipe, scaler_for(small_mnist, TRAIN), small_mnist, seed=3)
+    model = network.model
     optimizer = make_optimizer(recipe.optimizer)
     optimizer.build(model.trainable_variables)
     rows = rows_of(small_mnist.path).of(TRAIN)
     rates = np.float32([0.01] * 13)
-    epoch = epoch_graph(model, optimizer, recipe, seed=3, n_learning=len(TRAIN))
+    epoch = epoch_graph(network, optimizer, recipe, seed=3, n_learning=len(TRAIN))
     graphs = [
         epoch.get_concrete_function(*rows, rates, np.int32(0)),
         evaluation_graph(model, small_mnist.image_shape).get_concrete_function(*rows),

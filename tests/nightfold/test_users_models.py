@@ -22,10 +22,11 @@ from nightfold.experiment import (
 )
 from nightfold.finaljob import FinalJob
 from nightfold.foldplan import FoldPlan
-from nightfold.model import build_model, build_network
+from nightfold.model import build_model
 from nightfold.optimization import make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.training import train
+from nightfold.zoo import find
 
 pytestmark = pytest.mark.slow
 
@@ -54,20 +55,24 @@ def trained(dataset, candidate, **options):
 
 
 def fitted(dataset, candidate):
-    """What Keras makes of the user's own model on scaled images, and its answers."""
-    network = build_network(candidate, SCALER, dataset, 3)
-    order = np.random.default_rng([3, 1]).permutation(ROWS)
-    images, labels = dataset.train.images[order], dataset.train.labels[order].astype(np.int64)
-    model, own = network.model, network.own
-    if own is not None:
-        images = images * np.float32(1 / 255)
-    model = model if own is None else own
-    loss, eager = "sparse_categorical_crossentropy", model.run_eagerly
+    """What Keras makes of what the user's function returns for scaled images, without our help."""
+    policy = keras.config.dtype_policy()
+    keras.utils.set_random_seed(3)
+    images = keras.Input((28, 28, 1))
+    built = find(candidate.architecture)(images, 10)
+    keras.config.set_dtype_policy(policy)
+    model = built if isinstance(built, keras.Model) else keras.Model(images, built)
+    loss, weights = "sparse_categorical_crossentropy", None
     if model.compiled and model.loss is not None:
-        loss = model.loss
-    model.compile(make_optimizer(candidate.optimizer), loss, run_eagerly=eager)
-    model.fit(images, labels, batch_size=32, epochs=1, shuffle=False, verbose=0)
-    return network.model
+        loss, weights = model.loss, model._compile_loss._user_loss_weights
+    model.compile(make_optimizer(candidate.optimizer), loss, weights, run_eagerly=model.run_eagerly)
+    for epoch in range(1, candidate.epochs + 1):
+        order = np.random.default_rng([3, epoch]).permutation(ROWS)
+        images, labels = dataset.train.images[order], dataset.train.labels[order].astype(np.int64)
+        scaled = images * np.float32(1 / 255)
+        model.fit(scaled, labels, batch_size=32, epochs=1, shuffle=False, verbose=0)
+    # Of a layer that only its train step knows, a bundle has no weights.
+    return keras.Model(model.inputs, model.outputs) if hasattr(model, "inputs") else model
 
 
 def distance(ours, theirs):
@@ -82,6 +87,25 @@ def test_weights_are_those_of_fit(name, small_mnist, users):
     """Four steps; in float32 rounding leaves 1e-6, and what is lost or added much more."""
     candidate = users(name)
     assert distance(trained(small_mnist, candidate).model, fitted(small_mnist, candidate)) < 2e-5
+
+
+def test_an_epoch_begins_with_metrics_at_zero(small_mnist, users):
+    """As fit has it; a layer may look at its own."""
+    candidate = users("counts_images_of_an_epoch", epochs=3)
+    assert distance(trained(small_mnist, candidate).model, fitted(small_mnist, candidate)) < 2e-5
+
+
+def test_a_model_that_begins_where_images_do_is_scaled_once(small_mnist, users):
+    names = ("begins_where_images_do", "plain")
+    one, other = (build_model(users(name), SCALER, small_mnist, 3) for name in names)
+    images = small_mnist.train.images[:8]
+    assert np.allclose(one(images), other(images))
+
+
+def test_an_accuracy_of_zero_is_told_as_it_is(small_mnist, users):
+    """A model without a train step has been told to count; nothing else was counted instead."""
+    found = trained(small_mnist, users("never_right"))
+    assert found.history[0].train_accuracy == 0
 
 
 def test_every_step_of_fit_has_its_own_learning_rate(small_mnist, users):
@@ -110,7 +134,9 @@ def test_what_is_left_to_fit_is_told(small_mnist, users):
         ("eager", "is to run eagerly"),
         ("half_head", "computes in less than float32"),
         ("masks_within_its_call", "may mask rows out of the loss"),
-        ("loss_without_a_reduction", "has a loss that is not reduced to a number"),
+        ("losses_of_its_own", "says itself what is trained, lost or measured"),
+        ("subclassed", None),
+        ("loss_without_a_reduction", "has a loss that Keras does not reduce to a number"),
         ("plain", None),
     ):
         notes = []

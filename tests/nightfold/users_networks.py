@@ -421,6 +421,132 @@ def blank_windows_without_a_bias(i, n):
     return layers.Dense(n, activation="softmax", dtype="float64")(x)
 
 
+# What Keras asks a model, and what it does not tell it.
+@keras.saving.register_keras_serializable("users")
+class NoTraining(keras.Model):
+    def __init__(self, n, between):
+        super().__init__()
+        self.flat, self.hidden = layers.Flatten(), layers.Dense(16, activation="relu")
+        self.between, self.out = between, layers.Dense(n, activation="softmax")
+
+    def call(self, x):
+        return self.out(self.between(self.hidden(self.flat(x))))
+
+
+def no_training_and_dropout(i, n):
+    return NoTraining(n, layers.Dropout(0.5, seed=1))
+
+
+def no_training_and_batch_norm(i, n):
+    return NoTraining(n, layers.BatchNormalization())
+
+
+class LearnsItsHead(keras.Model):
+    @property
+    def trainable_weights(self):
+        return self.layers[-1].trainable_weights
+
+
+def weights_of_its_own(i, n):
+    return LearnsItsHead(i, head(layers.Dense(9)(layers.Flatten()(i)), n))
+
+
+class Penalises(keras.Model):
+    @property
+    def losses(self):
+        return [0.1 * ops.sum(ops.square(self.layers[-1].kernel))]
+
+
+def losses_of_its_own(i, n):
+    return Penalises(i, head(i, n))
+
+
+class StartsAnew(keras.Model):
+    def reset_metrics(self):
+        super().reset_metrics()
+        self.layers[-1].bias.assign(ops.ones_like(self.layers[-1].bias))
+
+
+def more_than_metrics_reset(i, n):
+    return StartsAnew(i, head(i, n))
+
+
+def penalised_as_a_whole(i, n):
+    model = keras.Sequential([layers.Flatten(), layers.Dense(n, activation="softmax")])
+    model.activity_regularizer = keras.regularizers.L2(10.0)
+    return model
+
+
+class Normalises(layers.Layer):
+    """Of which the images with little ink do not count."""
+
+    supports_masking = True
+
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x, training=None):
+        return self.norm(x, mask=ops.mean(x, -1) > 0.12, training=training)
+
+
+def masks_within_the_call_of_a_layer(i, n):
+    return layers.Dense(n, activation="softmax")(Normalises()(layers.Flatten()(i)))
+
+
+# Where a model begins.
+def begins_where_images_do(i, n):
+    return keras.Model(keras.utils.get_source_inputs(i), head(i, n))
+
+
+def begins_there_and_has_a_step(i, n):
+    return Mixes(keras.utils.get_source_inputs(i), head(i, n))
+
+
+def cut_and_continued(i, n):
+    whole = keras.Model(i, head(layers.Dense(9, activation="relu")(layers.Flatten()(i)), n))
+    return keras.Model(whole.input, head(whole.layers[2].output, n))
+
+
+def begins_with_a_cleared_session(i, n):
+    keras.backend.clear_session()
+    return keras.Sequential(
+        [layers.Flatten(), layers.Dense(16), layers.Dropout(0.5), layers.Dense(n, "softmax")]
+    )
+
+
+# Losses.
+def loss_by_the_name_of_an_output(i, n):
+    model = keras.Model(i, {"digit": head(i, n)})
+    model.compile(loss={"digit": "sparse_categorical_crossentropy"}, loss_weights={"digit": 0.5})
+    return model
+
+
+class OneLossARow(keras.losses.Loss):
+    def __call__(self, y, probabilities, sample_weight=None):
+        return keras.losses.sparse_categorical_crossentropy(y, probabilities)
+
+
+def loss_that_sums_itself(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(loss=OneLossARow())
+    return model
+
+
+def double_and_certain(i, n):
+    """Some of its probabilities are less than what a loss clips."""
+    x = layers.Dense(32, dtype="float64", kernel_initializer="random_normal")(layers.Flatten()(i))
+    return layers.Dense(n, "softmax", dtype="float64", kernel_initializer=Wide())(x)
+
+
+class Wide(keras.initializers.RandomNormal):
+    def __init__(self):
+        super().__init__(stddev=20.0, seed=1)
+
+
 SAME = [
     name
     for name, function in list(globals().items())
@@ -433,6 +559,30 @@ SAME = [
 
 
 # For the other tests.
+class CountsImages(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.seen = keras.metrics.Sum()
+
+    def call(self, x, training=False):
+        if training:
+            self.seen.update_state(0.1)
+        return x * (1 + self.seen.result())
+
+
+def counts_images_of_an_epoch(i, n):
+    return head(CountsImages()(i), n)
+
+
+class NeverRight(OwnLoss):
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return super().compute_metrics(x, ops.argmin(y_pred, axis=1), y_pred, sample_weight)
+
+
+def never_right(i, n):
+    return NeverRight(i, head(i, n))
+
+
 def plain(i, n):
     return head(i, n)
 
