@@ -3,9 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A file of tests stays in one process, which keeps what its tests share.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+ROOMS := tests/nightfold tests/tasks tests/flows tests/benchmarks tests/hostile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast hostile chaos fuzz load lint format lock clean
+.PHONY: help setup run test coverage lint fast hostile chaos fuzz load format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,19 +24,25 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 run: setup ## the main job: cross-validate, report, fit and promote a model on the shipped MNIST
 	$(BIN)/nightfold retrain
 
-test: setup ## lint, types, import contract and all tests with coverage
+test: lint ## lint, types, import contract and all tests
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(ROOMS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/acceptance
+
+coverage: setup ## all tests, and what they leave out (a third longer)
+	$(BIN)/pytest $(SIDE_BY_SIDE) --cov --cov-report= --cov-fail-under=0 $(ROOMS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) --cov --cov-append tests/acceptance
+
+lint: setup ## lint, types and import contract alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest $(SIDE_BY_SIDE) --cov --cov-report= --cov-fail-under=0 tests/nightfold tests/tasks tests/flows tests/benchmarks tests/hostile
-	$(BIN)/pytest $(SIDE_BY_SIDE) --cov --cov-append tests/acceptance
 
 fast: setup ## the tests that need no training and no server
-	$(BIN)/pytest -m "not slow" --no-cov
+	$(BIN)/pytest -m "not slow"
 
 load: setup ## the full load on PostgreSQL, and a night that is lost with its machine (an hour)
-	NIGHTFOLD_LOAD=full $(BIN)/pytest -m long --no-cov -s --timeout 0 tests/acceptance/test_load.py tests/acceptance/test_automations.py
+	NIGHTFOLD_LOAD=full $(BIN)/pytest -m long -s --timeout 0 tests/acceptance/test_load.py tests/acceptance/test_automations.py
 
 hostile: setup ## give the corpus of hostile input to every reader and print the table
 	$(BIN)/python -m tests.hostile
@@ -45,7 +52,7 @@ fuzz: setup ## damage every format under coverage guidance for a quarter of an h
 	$(BIN)/python -m tests.fuzz
 
 chaos: setup ## kill nights 200 times, compare each with an undisturbed one (an hour)
-	$(BIN)/pytest -m long --no-cov tests/acceptance/chaos
+	$(BIN)/pytest -m long tests/acceptance/chaos
 	$(BIN)/python -m tests.acceptance.chaos --fresh
 
 format: setup ## format the code
