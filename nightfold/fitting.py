@@ -16,7 +16,7 @@ from nightfold.experiment import Candidate
 from nightfold.graphs import Rows, gather
 from nightfold.model import Network, has_own, has_own_step
 
-_ASKED_BY_FIT = (
+_OVERRIDES_LEFT_TO_FIT = (
     "trainable_variables",
     "trainable_weights",
     "losses",
@@ -39,9 +39,10 @@ def why_fit(network: Network) -> str | None:
     if has_own_step(own):
         return "has a train step or a loss of its own"
     if own is not None and (
-        _trained(own) != _trained(model) or any(has_own(own, name) for name in _ASKED_BY_FIT)
+        _trained(own) != _trained(model)
+        or any(has_own(own, name) for name in _OVERRIDES_LEFT_TO_FIT)
     ):
-        return "says itself what is trained, lost or measured"
+        return f"overrides one of {', '.join(_OVERRIDES_LEFT_TO_FIT)}"
     if own is not None and own.run_eagerly:
         return "is to run eagerly"
     if any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers):
@@ -113,8 +114,10 @@ def fit_epoch(
         optimizer=optimizer,
         loss=model.loss if own_loss else _cross_entropy(candidate.label_smoothing),
         loss_weights=model._compile_loss._user_loss_weights if own_loss else None,
-        # A train step of its own need not know of metrics, which then cannot be asked.
-        metrics=None if has_own(model, "train_step") else ["sparse_categorical_accuracy"],
+        # Steps and measures of its own need not know of metrics, which then cannot be asked.
+        metrics=None
+        if has_own(model, "train_step") or has_own(model, "compute_metrics")
+        else ["sparse_categorical_accuracy"],
         run_eagerly=model.run_eagerly,
         jit_compile=False,  # as in the graphs
     )

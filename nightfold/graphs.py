@@ -241,7 +241,7 @@ def evaluation_graph(model: Any, image_shape: tuple[int, int, int]) -> Callable[
         def score(chosen: Any) -> tuple[Any, Any]:
             x, y = gather(images, labels, chosen)
             probabilities = model(x, training=False)
-            losses = keras.losses.sparse_categorical_crossentropy(y, probabilities)
+            losses = keras.losses.sparse_categorical_crossentropy(y, _as_keras(probabilities))
             return tf.cast(probabilities, tf.float32), tf.cast(losses, tf.float32)
 
         with tf.device("CPU:0"):
@@ -295,6 +295,14 @@ def _rows_signature(image_shape: tuple[int, int, int]) -> list[Any]:
     ]
 
 
+def _as_keras(probabilities: Any) -> Any:
+    """As Keras's losses take them: float64 as float32, and then clipped, as logits are not."""
+    import keras
+    import tensorflow as tf
+
+    return tf.cast(probabilities, keras.config.floatx())
+
+
 def _loss(model: Any, candidate: Candidate) -> Callable[[Any, Any, Any], tuple[Any, list[Any]]]:
     """Function of images, labels and probabilities: mean loss of the batch, penalties of layers.
 
@@ -309,22 +317,18 @@ def _loss(model: Any, candidate: Candidate) -> Callable[[Any, Any, Any], tuple[A
         mask = getattr(probabilities, "_keras_mask", None)
         return tf.reduce_mean(losses) if mask is None else reduce_weighted_values(losses, mask=mask)
 
-    def as_keras(probabilities: Any) -> Any:
-        # Its losses take float64 as float32, clipped where the logits would not be.
-        return tf.cast(probabilities, keras.config.floatx())
-
     def own(x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
         # Not compute_loss, which a class may have overridden without the argument `training`.
         return model._compute_loss(x, y, probabilities, None, training=True), []
 
     def cross_entropy(_x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
-        losses = keras.losses.sparse_categorical_crossentropy(y, as_keras(probabilities))
+        losses = keras.losses.sparse_categorical_crossentropy(y, _as_keras(probabilities))
         return mean(losses, probabilities), model.losses
 
     def smoothed(_x: Any, y: Any, probabilities: Any) -> tuple[Any, list[Any]]:
         losses = keras.losses.categorical_crossentropy(
             tf.one_hot(y, probabilities.shape[-1]),
-            as_keras(probabilities),
+            _as_keras(probabilities),
             label_smoothing=candidate.label_smoothing,
         )
         return mean(losses, probabilities), model.losses

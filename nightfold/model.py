@@ -109,8 +109,9 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
         for layer in scaling:
             x = layer(x)
         try:
-            # An input of its own: a user's model may begin where `images` does, and is to begin
-            # behind the scaling. Ours return layers on what they are given.
+            # A user's model may begin at the source of what it is given, which is to be behind the
+            # scaling: so it gets an input of its own, and is called on the scaled images below.
+            # Architectures of ours return a tensor, and need no second call.
             given = keras.Input(x.shape[1:], dtype=x.dtype) if is_own(candidate.architecture) else x
             built = build(given, dataset.n_classes)
             own = built if isinstance(built, keras.Model) else None
@@ -140,8 +141,8 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
             )
         if own is not None and own.compiled and own.loss is not None:
             loss, weights = own.loss, own._compile_loss._user_loss_weights
-            if isinstance(answers, dict) and isinstance(loss, dict):  # by the names of its outputs
-                (loss,), (weights,) = loss.values(), (weights or {"": None}).values()
+            if isinstance(answers, dict) and isinstance(loss, dict) and len(answers) == 1:
+                loss, weights = _of_the_output(next(iter(answers)), loss, weights)
             model.compile(loss=loss, loss_weights=weights)
         if candidate.label_smoothing and (model.compiled or has_own_step(own)):
             raise UsageError(
@@ -199,6 +200,18 @@ def _on(own: Any, x: Any) -> Any:
     stock = type(own).call in (Functional.call, keras.Sequential.call)
     alone = stock and own.activity_regularizer is None
     return own.call(x) if alone else own(x)
+
+
+def _of_the_output(name: str, loss: dict[str, Any], weights: Any) -> tuple[Any, Any]:
+    """Loss and weight of a model's one output, which the night's model gives without its name.
+
+    What names other outputs or several losses stays, and is refused by Keras.
+    """
+    import keras
+
+    if loss.keys() != {name} or keras.tree.is_nested(loss[name]):
+        return loss, weights
+    return loss[name], keras.tree.flatten(weights)[0]
 
 
 def _require_own_weights(candidate: Candidate, network: Network) -> None:
@@ -319,12 +332,14 @@ def variables_made() -> Iterator[list[Any]]:
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Undo what an architecture sets for all of Keras, so that no other candidate meets it."""
+    """Undo what an architecture sets for all of Keras, so that no other candidate meets it.
+
+    Meanwhile TensorFlow's default graph stays, whoever would replace it.
+    """
     import tensorflow as tf
     from keras import config
 
-    # keras.backend.clear_session would forget who is told of new variables; there is nothing to
-    # clear before a network that is built once.
+    # keras.backend.clear_session would also forget, for all threads, who is told of new variables.
     reset, tf.compat.v1.reset_default_graph = tf.compat.v1.reset_default_graph, lambda: None
     floatx, policy, order = config.floatx(), config.dtype_policy(), config.image_data_format()
     epsilon = config.epsilon()

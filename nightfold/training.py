@@ -375,8 +375,9 @@ class _Training:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         first, behind = (epoch - 1) * self.steps, epoch * self.steps
         with self._all_weights_drawn(), _code_of(self.candidate.architecture):
-            for metric in self.model.metrics:
-                metric.reset_state()  # as fit does before each epoch: a layer may look at its own
+            if self.why_fit is None:  # which does it, or asks the user's class to
+                for metric in self.model.metrics:
+                    metric.reset_state()  # a layer may look at its own
             loss, correct = self.train_in(order, self.rates[first:behind], first)
         probabilities, validation_loss, validation_accuracy = self.evaluate(scored_rows)
         self.scored = probabilities, validation_loss

@@ -89,9 +89,10 @@ def test_weights_are_those_of_fit(name, small_mnist, users):
     assert distance(trained(small_mnist, candidate).model, fitted(small_mnist, candidate)) < 2e-5
 
 
-def test_an_epoch_begins_with_metrics_at_zero(small_mnist, users):
+@pytest.mark.parametrize("name", ["counts_images_of_an_epoch", "counts_images_of_all_epochs"])
+def test_an_epoch_begins_with_metrics_at_zero_unless_the_model_keeps_them(name, small_mnist, users):
     """As fit has it; a layer may look at its own."""
-    candidate = users("counts_images_of_an_epoch", epochs=3)
+    candidate = users(name, epochs=3)
     assert distance(trained(small_mnist, candidate).model, fitted(small_mnist, candidate)) < 2e-5
 
 
@@ -102,10 +103,21 @@ def test_a_model_that_begins_where_images_do_is_scaled_once(small_mnist, users):
     assert np.allclose(one(images), other(images))
 
 
+def test_the_loss_of_scored_rows_is_what_keras_says(small_mnist, users):
+    found = trained(small_mnist, users("double_and_certain"))
+    images = small_mnist.train.images[SCORED]
+    found.model.compile("sgd", "sparse_categorical_crossentropy")
+    told = found.model.evaluate(images, small_mnist.train.labels[SCORED].astype(int), verbose=0)
+    assert found.loss == pytest.approx(told, rel=1e-5)
+
+
 def test_an_accuracy_of_zero_is_told_as_it_is(small_mnist, users):
-    """A model without a train step has been told to count; nothing else was counted instead."""
-    found = trained(small_mnist, users("never_right"))
-    assert found.history[0].train_accuracy == 0
+    """And not taken for one that fit has not told."""
+    rows = np.flatnonzero(small_mnist.train.labels[:144])
+    one_step, others = rows[:32], rows[32:]
+    candidate = users("the_first_class_at_first", optimizer=Optimizer(learning_rate=10.0))
+    found = train(candidate, small_mnist, one_step, others, scaler=SCALER, seed=3)
+    assert found.history[0].train_accuracy == 0 < found.history[0].validation_accuracy
 
 
 def test_every_step_of_fit_has_its_own_learning_rate(small_mnist, users):
@@ -134,7 +146,11 @@ def test_what_is_left_to_fit_is_told(small_mnist, users):
         ("eager", "is to run eagerly"),
         ("half_head", "computes in less than float32"),
         ("masks_within_its_call", "may mask rows out of the loss"),
-        ("losses_of_its_own", "says itself what is trained, lost or measured"),
+        (
+            "losses_of_its_own",
+            "overrides one of trainable_variables, trainable_weights, losses, metrics, "
+            "compute_metrics, reset_metrics",
+        ),
         ("subclassed", None),
         ("loss_without_a_reduction", "has a loss that Keras does not reduce to a number"),
         ("plain", None),
@@ -255,6 +271,7 @@ def test_what_an_architecture_sets_for_keras_ends_with_it(small_mnist, users):
         "loss_with_a_variable",
         "hidden_variables",
         "optimizer_in_a_dict",
+        "variable_of_any_shape",
     ],
 )
 def test_an_interrupted_training_goes_on_with_the_same_numbers(name, small_mnist, users, tmp_path):
@@ -321,6 +338,7 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
             {},
             r"cannot be trained: FileNotFoundError: .* \(users_networks.py, line \d+\)",
         ),
+        ("two_losses_of_an_output", {}, "cannot be trained"),
         ("late_weights", {}, "makes the weights critic/kernel when it is trained"),
         ("late_weights_of_its_own_optimizer", {}, "makes the weights critic/kernel when"),
         ("smoothed_itself", {"label_smoothing": 0.1}, "label_smoothing has no effect"),

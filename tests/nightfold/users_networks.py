@@ -525,6 +525,21 @@ def loss_by_the_name_of_an_output(i, n):
     return model
 
 
+def loss_by_name_and_weights_in_a_list(i, n):
+    model = keras.Model(i, {"digit": head(i, n)})
+    model.compile(loss={"digit": "sparse_categorical_crossentropy"}, loss_weights=[0.5])
+    return model
+
+
+class MeasuresAlone(keras.Model):
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return {"ink": ops.mean(x)}
+
+
+def measures_of_its_own(i, n):
+    return MeasuresAlone(i, head(i, n))
+
+
 class OneLossARow(keras.losses.Loss):
     def __call__(self, y, probabilities, sample_weight=None):
         return keras.losses.sparse_categorical_crossentropy(y, probabilities)
@@ -574,13 +589,40 @@ def counts_images_of_an_epoch(i, n):
     return head(CountsImages()(i), n)
 
 
-class NeverRight(OwnLoss):
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        return super().compute_metrics(x, ops.argmin(y_pred, axis=1), y_pred, sample_weight)
+class KeepsMetrics(keras.Model):
+    def reset_metrics(self):
+        pass
 
 
-def never_right(i, n):
-    return NeverRight(i, head(i, n))
+def counts_images_of_all_epochs(i, n):
+    return KeepsMetrics(i, counts_images_of_an_epoch(i, n))
+
+
+class AnyShape(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.last = tf.Variable(tf.zeros((1, 3)), shape=(None, 3), trainable=False)
+
+    def call(self, x, training=False):
+        if training:
+            self.last.assign(self.last + 1.0)
+        return x * (1 + 0.1 * ops.mean(self.last))
+
+
+def variable_of_any_shape(i, n):
+    return head(AnyShape()(i), n)
+
+
+def two_losses_of_an_output(i, n):
+    model = keras.Model(i, {"digit": head(i, n)})
+    model.compile(loss={"digit": ["sparse_categorical_crossentropy", "mse"]})
+    return model
+
+
+def the_first_class_at_first(i, n):
+    certain = keras.initializers.Constant([20.0] + [0.0] * (n - 1))
+    first = layers.Dense(n, "softmax", kernel_initializer="zeros", bias_initializer=certain)
+    return OwnLoss(i, first(layers.Flatten()(i)))
 
 
 def plain(i, n):
