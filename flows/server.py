@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import os
 import re
 import signal
@@ -24,7 +25,6 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from nightfold.errors import NightfoldError
-from nightfold.imports import few_collections
 
 STOP = signal.SIGUSR1
 """How the command ends its server; nobody else sends it."""
@@ -136,19 +136,40 @@ def serve(listener: int, command: int) -> None:
     threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     # Python would take two seconds to take all modules apart, and the command waits for them.
     atexit.register(os._exit, 0)
-    with few_collections():
-        import uvicorn
-        from prefect.server.api.server import create_app
+    gc.disable()
+    import uvicorn
+    from prefect.server.api.server import create_app
 
     class Starting(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            with few_collections():  # a new database takes over a hundred migrations
-                await super().startup(sockets)
+            await super().startup(sockets)  # a new database takes over a hundred migrations
+            gc.freeze()  # a million objects that stay
+            threading.Thread(target=collect_garbage, daemon=True).start()
 
     app = trying_again(create_app(ephemeral=True, final=True))
     server = Starting(uvicorn.Config(app, log_level="error", lifespan="on"))
     signal.signal(STOP, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[socket.socket(fileno=listener)])
+
+
+def collect_garbage(every: float = 1.0, until: threading.Event | None = None) -> None:
+    """Look for garbage in this thread, while Python does not in the others (`gc.disable`).
+
+    Python's module for SQLite keeps a statement for the next cursor that says the same, and a
+    cursor that is garbage resets it, for which it waits while the other one is at work. That one
+    may wait for a transaction to end, for up to a minute; if the thread that takes the garbage away
+    is the server's event loop, the transaction cannot end, and the server stands still.
+
+    Parameters
+    ----------
+    every : float
+        Seconds.
+    until : threading.Event, optional
+        When to return; by default never.
+    """
+    until = until or threading.Event()
+    while not until.wait(every):
+        gc.collect()
 
 
 def trying_again(app: Application) -> Application:

@@ -198,12 +198,32 @@ def champion(store: Store) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A server with a fresh database; Prefect's clients hold on to the first they have met."""
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A command's server with a fresh database; Prefect's clients hold on to the first they meet.
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    Not the one of `prefect_test_harness`, which may stand still for a minute while SQLite waits.
+    """
+    from prefect.context import _temporary_global_settings_context, get_settings_context
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_SERVER_DATABASE_CONNECTION_URL,
+        temporary_settings,
+    )
+
+    from flows import server
+
+    database = tmp_path_factory.mktemp("prefect") / "server.db"
+    url = f"sqlite+aiosqlite:///{database}"
+    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: url}):
+        started = server.start()
+        started.wait(120)
+        with (
+            temporary_settings({PREFECT_API_URL: started.url}),
+            # Threads that Prefect starts see no settings of ours, as in its own harness.
+            _temporary_global_settings_context(get_settings_context()),
+        ):
+            yield
+        started.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,13 @@
-"""The server of a command: what it cannot serve at this moment it tries again."""
+"""The server of a command: what it cannot serve at this moment it tries again, and never waits
+for a lock of SQLite where it answers."""
 
 import asyncio
+import gc
+import sqlite3
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -68,3 +75,53 @@ def test_other_failures_are_not_tried_again():
     with pytest.raises(ValueError, match="a mistake"):
         asked(broken)
     assert len(calls) == 1
+
+
+class Garbage(list):
+    """What only the search for garbage takes away."""
+
+    def __init__(self, *held):
+        super().__init__([*held, self])
+
+
+@pytest.fixture
+def collecting():
+    """Garbage is looked for as in the server."""
+    ended = threading.Event()
+    gc.disable()
+    collector = threading.Thread(target=server.collect_garbage, args=(0.01, ended))
+    collector.start()
+    yield
+    ended.set()
+    collector.join()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_cursor_that_is_garbage_does_not_keep_a_transaction_from_its_end(tmp_path):
+    """Its connection waits for that transaction, and its statement is at work there once more."""
+
+    def connection():
+        return sqlite3.connect(
+            tmp_path / "server.db", timeout=5, isolation_level=None, check_same_thread=False
+        )
+
+    holder, waiter = connection(), connection()
+    holder.execute("CREATE TABLE runs (name)")
+    insert = "INSERT INTO runs VALUES (?)"
+    cursor = waiter.executemany(insert, [("yesterday",)])
+    holder.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as worker:
+        waiting = worker.submit(waiter.executemany, insert, [("tonight",)])
+        time.sleep(0.1)
+        seen = weakref.ref(garbage := Garbage(cursor))
+        del cursor, garbage
+        [[] for _ in range(100_000)]  # Python would look for garbage here, and wait
+        holder.execute("COMMIT")
+        assert waiting.exception() is None
+    for _ in range(500):
+        if seen() is None:
+            break
+        time.sleep(0.01)
+    assert seen() is None
+    holder.close(), waiter.close()
