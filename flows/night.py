@@ -229,9 +229,10 @@ def cut(run: Run, dataset: DatasetHandle, defence: Defence) -> Prepared:
 
 def rehearse_own(run: Run, data: Prepared, runner: TaskRunner[Any]) -> None:
     """Try on the workers whether networks of the user's own could be published at all."""
-    own = [c.name for c in run.experiment.candidates if is_own(c.architecture)]
-    tried = [runner.submit(rehearse, {"job": data.final_job(run, name)}) for name in own]
-    for future in tried:
+    own = [c for c in run.experiment.candidates if is_own(c.architecture)]
+    beside = [candidate.architecture for candidate in own]
+    jobs = [data.final_job(run, candidate.name) for candidate in own]
+    for future in [runner.submit(rehearse, {"job": job, "beside": beside}) for job in jobs]:
         future.result()
 
 

@@ -31,9 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightfold import __version__, backend, modelfile, signature
 from nightfold.errors import BundleRefused, UsageError
+from nightfold.modules import import_trusted
 from nightfold.signature import SIGNATURE, SIGNATURE_BYTES
 from nightfold.store import atomic_file, atomic_folder, sha256_file, write_json
-from nightfold.zoo import import_trusted
 
 FORMAT = 1
 MANIFEST = "manifest.json"

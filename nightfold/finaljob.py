@@ -6,7 +6,7 @@ sealing it are the business of `tasks.finalize`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,19 +65,27 @@ class FinalJob(BaseModel):
         key = result_key(self.candidate, self.dataset.digest, {"final": True, "seed": self.seed})
         return Store(self.artifacts).folds / f"final-{key[:32]}"
 
-    def rehearse(self) -> None:
+    def rehearse(self, beside: Sequence[str] = ()) -> None:
         """Build, save and load the network untrained: no night is spent on what cannot be sealed.
+
+        Parameters
+        ----------
+        beside : sequence of str
+            Architectures of the same night that are the user's own; they must go together.
 
         Raises
         ------
         UsageError
-            If it cannot be built, or not be sealed.
+            If it cannot be built, or not be sealed, or if architectures exclude each other.
         """
         from nightfold import backend
         from nightfold.bundle import rehearse
         from nightfold.model import build_model
+        from nightfold.zoo import find
 
         backend.start()
+        for architecture in beside:
+            find(architecture)
         dataset = self.dataset.open()
         model = build_model(self.candidate, self.scaler, dataset, self.seed)
         try:

@@ -75,9 +75,9 @@ def training_pass(model: Any, training: bool | None = True) -> Callable[[Any], A
 def _plain_layers(model: Any) -> Plain:
     """Layers that compute from one tensor, once, what their class is known for; and that call.
 
-    Not so if a layer has a penalty on its output, an activation that looks at more than one channel
-    vector at a time, adapters, another dtype than its input or less than float32, or was called
-    with an argument of its own, such as ``training=False``.
+    Not so if a layer has a method of its own, a penalty on its output, an activation that looks at
+    more than one channel vector at a time, adapters, another dtype than its input or less than
+    float32, or was called with an argument of its own, such as ``training=False``.
     """
     calls: dict[int, list[Any]] = {}
     for nodes in model._nodes_by_depth.values():
@@ -100,6 +100,7 @@ def _is_plain(layer: Layer, calls: list[Any]) -> bool:
         and named.keys() <= {"mask"}
         and not any(value is not None for value in (*more, *named.values()))
         and layer.activity_regularizer is None
+        and not vars(layer).keys() & {"call", "convolution_op"}
         and _is_pointwise(getattr(layer, "activation", None))
         and getattr(layer, "quantization_mode", None) is None
         and not getattr(layer, "lora_enabled", False)

@@ -5,7 +5,6 @@ Scaling is its first layer, so it takes raw pixels. Nothing is trained or loaded
 
 from __future__ import annotations
 
-import random
 import re
 import threading
 import traceback
@@ -16,9 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nightfold.dataset import Dataset
+from nightfold.draws import own_draws
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate
 from nightfold.scaling import Scaler
@@ -99,10 +97,11 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
         returns weights that it has not made itself.
     """
     import keras
+    from keras.src.backend import compute_output_spec
     from keras.src.random.seed_generator import global_seed_generator
 
     build = find(candidate.architecture)
-    with _BUILDING, _own_random(seed), _own_settings(), variables_made() as variables:
+    with _BUILDING, own_draws(seed), _own_settings(), variables_made() as variables:
         keras.utils.set_random_seed(seed)
         inputs = keras.Input(dataset.image_shape, dtype="uint8", name="image")
         x, scaling = inputs, scaler.layers()
@@ -125,7 +124,8 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
             model = keras.Model(inputs, outputs, name=candidate.name.replace(".", "_"))
             if not all(layer.built for layer in model._flatten_layers()):
                 # A layer within another one, such as an activation, may have no weights before.
-                model(np.zeros((1, *dataset.image_shape), np.uint8), training=False)
+                # Not called for numbers: a layer may draw or count in every call.
+                compute_output_spec(model, keras.KerasTensor(inputs.shape, "uint8"), training=False)
         except UsageError:
             raise
         except Exception as error:  # a function of the user's may raise anything
@@ -149,12 +149,24 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
                 f"label_smoothing has no effect on {candidate.name}, whose architecture "
                 f"{candidate.architecture!r} has a loss or a train step of its own: leave it out."
             )
-        named = type(own.optimizer).__name__ if own is not None and own.compiled else "RMSprop"
-        network = Network(model, own, scaling, None if named == "RMSprop" else named, variables)
-        _require_own_weights(candidate, network)
         # Layers that draw without a seed share this one: made here, it depends on nothing else.
         global_seed_generator()
-        return network
+    network = Network(model, own, scaling, _named_optimizer(own), variables)
+    _require_own_weights(candidate, network)
+    return network
+
+
+def _named_optimizer(own: Any) -> str | None:
+    """Class of the optimizer that a model was compiled with, unless it is what Keras takes."""
+    import keras
+
+    if own is None or not own.compiled:
+        return None
+    told, untold = (
+        (type(optimizer), {**optimizer.get_config(), "name": None})
+        for optimizer in (own.optimizer, keras.optimizers.get("rmsprop"))
+    )
+    return None if told == untold else type(own.optimizer).__name__
 
 
 def _require_usable(candidate: Candidate, built: Any) -> None:
@@ -296,25 +308,6 @@ def averaged(models: list[Any], name: str) -> Any:
 
 
 @contextmanager
-def _own_random(seed: int) -> Iterator[None]:
-    """Give this thread draws of its own from `random.randint`.
-
-    Keras takes the seeds of initial weights and dropout from there, and whatever else runs in the
-    process (Dask, Prefect, the jitter of a retry) draws from the same state at any moment.
-    """
-    ours, everybodys, us = random.Random(seed), random.randint, threading.get_ident()
-
-    def randint(a: int, b: int) -> int:
-        return (ours.randint if threading.get_ident() == us else everybodys)(a, b)
-
-    random.randint = randint
-    try:
-        yield
-    finally:
-        random.randint = everybodys
-
-
-@contextmanager
 def variables_made() -> Iterator[list[Any]]:
     """All variables that this thread makes, Keras's and TensorFlow's, in their order."""
     import tensorflow as tf
@@ -332,20 +325,25 @@ def variables_made() -> Iterator[list[Any]]:
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Undo what an architecture sets for all of Keras, so that no other candidate meets it.
+    """Undo what an architecture sets for all of Keras or TensorFlow, or another would meet it.
 
     Meanwhile TensorFlow's default graph stays, whoever would replace it.
     """
     import tensorflow as tf
     from keras import config
+    from tensorflow.python.framework import config as tf_config
 
     # keras.backend.clear_session would also forget, for all threads, who is told of new variables.
     reset, tf.compat.v1.reset_default_graph = tf.compat.v1.reset_default_graph, lambda: None
     floatx, policy, order = config.floatx(), config.dtype_policy(), config.image_data_format()
     epsilon = config.epsilon()
+    eagerly, determined = tf.config.functions_run_eagerly(), tf_config.is_op_determinism_enabled()
     try:
         yield
     finally:
+        tf.config.run_functions_eagerly(eagerly)
+        if not determined:
+            tf_config.disable_op_determinism()
         tf.compat.v1.reset_default_graph = reset
         config.set_floatx(floatx)
         config.set_dtype_policy(policy)

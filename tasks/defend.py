@@ -15,9 +15,10 @@ from nightfold.bundle import Manifest, verify
 from nightfold.dataset import Dataset, DatasetHandle
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.experiment import Candidate, Experiment
+from nightfold.modules import import_trusted
 from nightfold.registry import CHAMPION, Registry
 from nightfold.store import Store
-from nightfold.zoo import find, fingerprint, import_trusted
+from nightfold.zoo import find, fingerprint
 
 ENOUGH = 0.5
 """Part of the champion's training rows that tonight must have: a model of fewer proves nothing."""

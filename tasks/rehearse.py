@@ -16,13 +16,19 @@ from tasks.train import is_transient
     retry_delay_seconds=[1, 10],
     retry_condition_fn=is_transient,
 )
-def rehearse(job: FinalJob) -> None:
+def rehearse(job: FinalJob, beside: list[str]) -> None:
     """Build, save and load it untrained.
+
+    Parameters
+    ----------
+    job : FinalJob
+    beside : list of str
+        As in `nightfold.finaljob.FinalJob.rehearse`.
 
     Raises
     ------
     UsageError
         If it cannot be built, or not be sealed.
     """
-    job.rehearse()
+    job.rehearse(beside)
     get_run_logger().info("%s can be built and sealed", job.candidate.name)

@@ -11,15 +11,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 import pkgutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from nightfold.errors import UsageError
+from nightfold.modules import imported, told
 
 Build = Callable[[Any, int], Any]
 
@@ -62,79 +60,17 @@ def find(name: str) -> Build:
             "or name your own as module:function."
         )
     try:
-        build = getattr(_imported(module_name), function)
+        build = getattr(imported(module_name), function)
     except UsageError:
         raise
     except Exception as error:  # The module is the user's, and may raise anything.
         raise UsageError(
-            f"The architecture {name!r} cannot be imported ({_told(error)}): check its spelling, "
+            f"The architecture {name!r} cannot be imported ({told(error)}): check its spelling, "
             "its code, and that its folder is on PYTHONPATH."
         ) from error
     if not callable(build):
         raise UsageError(f"The architecture {name!r} is not a function.")
     return build  # type: ignore[no-any-return]
-
-
-def import_trusted() -> tuple[str, ...]:
-    """Import the modules whose code sealed models may use; their names.
-
-    They are named in ``NIGHTFOLD_MODULES``, separated by commas. A bundle says which classes it
-    needs, but never what is imported for it: that is the word of whoever runs the command.
-
-    Raises
-    ------
-    UsageError
-        If one of them cannot be imported.
-    """
-    names = tuple(filter(None, os.environ.get("NIGHTFOLD_MODULES", "").replace(",", " ").split()))
-    for name in names:
-        try:
-            _imported(name)
-        except UsageError:
-            raise
-        except Exception as error:  # as above
-            raise UsageError(
-                f"The module {name!r} of NIGHTFOLD_MODULES cannot be imported ({_told(error)}): "
-                "check its spelling, its code, and that its folder is on PYTHONPATH."
-            ) from error
-    return names
-
-
-def _imported(module: str) -> ModuleType:
-    """A user's module, unless its import changes what all networks of the process are built with.
-
-    Later imports would find it imported and change nothing, so folds would differ by worker.
-    """
-    before = _keras_settings()
-    found = importlib.import_module(module)
-    if (after := _keras_settings()) != before:
-        from keras import config
-
-        floatx, policy, order, epsilon = before
-        config.set_floatx(floatx)
-        config.set_dtype_policy(policy)
-        config.set_image_data_format(order)
-        config.set_epsilon(epsilon)
-        changed = next(str(new) for old, new in zip(before, after, strict=True) if old != new)
-        raise UsageError(
-            f"The module {module!r} sets {changed} for all of Keras when it is imported: set it "
-            "within the function that makes the network."
-        )
-    return found
-
-
-def _keras_settings() -> tuple[str, str, str, float]:
-    """Type of floats, dtype policy, order of axes and epsilon; Keras's own if it is not there."""
-    if "keras" not in sys.modules:
-        return "float32", "float32", "channels_last", 1e-7
-    from keras import config
-
-    return (
-        config.floatx(),
-        config.dtype_policy().name,
-        config.image_data_format(),
-        config.epsilon(),
-    )
 
 
 def fingerprint(name: str) -> str:
@@ -154,7 +90,3 @@ def fingerprint(name: str) -> str:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return ""
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

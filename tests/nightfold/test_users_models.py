@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import users_networks
 from tensorflow.python.framework.func_graph import FuncGraph
 
@@ -103,6 +104,12 @@ def test_a_model_that_begins_where_images_do_is_scaled_once(small_mnist, users):
     assert np.allclose(one(images), other(images))
 
 
+def test_a_network_is_not_used_by_being_built(small_mnist, users):
+    model = build_model(users("counts_beside_a_layer_without_weights_yet"), SCALER, small_mnist, 3)
+    (calls,) = (weight for weight in model.weights if weight.shape == ())
+    assert float(calls.value) == 0
+
+
 def test_the_loss_of_scored_rows_is_what_keras_says(small_mnist, users):
     found = trained(small_mnist, users("double_and_certain"))
     images = small_mnist.train.images[SCORED]
@@ -175,11 +182,15 @@ def test_weights_of_losses_count(small_mnist, users):
     assert distance(trained(small_mnist, users("weighted_loss")).model, plain) < 1e-6
 
 
-def test_an_optimizer_that_is_not_used_is_told(small_mnist, users):
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("compiled_with_adam", "Adam"), ("compiled_with_its_own_rmsprop", "RMSprop")],
+)
+def test_an_optimizer_that_is_not_used_is_told(name, optimizer, small_mnist, users):
     notes = []
-    trained(small_mnist, users("compiled_with_adam"), on_note=notes.append)
+    trained(small_mnist, users(name), on_note=notes.append)
     assert notes == [
-        "compiled_with_adam was compiled with Adam, and is trained with the optimizer that the "
+        f"{name} was compiled with {optimizer}, and is trained with the optimizer that the "
         "experiment names."
     ]
 
@@ -254,6 +265,8 @@ def test_what_an_architecture_sets_for_keras_ends_with_it(small_mnist, users):
     alone = trained(small_mnist, users("plain"))
     trained(small_mnist, users("half_everywhere"))
     trained(small_mnist, users("other_epsilon"))
+    trained(small_mnist, users("eager_and_determined_for_all"))
+    assert not tf.config.functions_run_eagerly()
     assert keras.config.dtype_policy().name == "float32"
     assert keras.config.epsilon() == pytest.approx(1e-7)
     assert (trained(small_mnist, users("plain")).probabilities == alone.probabilities).all()
@@ -391,6 +404,20 @@ def test_what_could_not_be_sealed_is_told_before_it_is_trained(name, sentence, f
     with pytest.raises(UsageError, match=f"could not be published after .*: .*{sentence}") as told:
         final_job(name).rehearse()
     assert "\n" not in str(told.value)
+
+
+def test_networks_that_exclude_each_other_are_told_before_any_is_trained(
+    final_job, tmp_path, monkeypatch
+):
+    """Whichever worker tries which: each imports all of the night's."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("one_scale", "other_scale"):
+        (tmp_path / f"{name}.py").write_text(
+            "import keras\n@keras.saving.register_keras_serializable()\n"
+            "class OneName(keras.layers.Layer): ...\ndef network(images, n_classes): ...\n"
+        )
+    with pytest.raises(UsageError, match="'one_scale' and 'other_scale' both register"):
+        final_job("plain").rehearse(["one_scale:network", "other_scale:network"])
 
 
 @pytest.mark.parametrize(

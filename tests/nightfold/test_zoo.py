@@ -9,8 +9,9 @@ from nightfold import backend
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate
 from nightfold.model import build_model
+from nightfold.modules import import_trusted
 from nightfold.scaling import Scaler
-from nightfold.zoo import architectures, find, fingerprint, import_trusted
+from nightfold.zoo import architectures, find, fingerprint
 
 PARAMETERS = {
     # conv + dense layers and batch norm, counted by hand from the description
@@ -124,17 +125,3 @@ def test_a_shipped_network_has_the_fingerprint_of_its_file():
 def test_an_unknown_architecture_is_one_sentence(name):
     with pytest.raises(UsageError, match=name.split(":")[0]):
         find(name)
-
-
-def test_a_module_that_sets_keras_for_everybody_is_refused(tmp_path, monkeypatch):
-    """A later import would change nothing: which folds were hit would depend on their worker."""
-    import keras
-
-    (tmp_path / "half_for_all.py").write_text(
-        "import keras\nkeras.config.set_dtype_policy('mixed_float16')\n"
-        "def network(images, n_classes): ...\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match=r"sets mixed_float16 for all of Keras .* within the func"):
-        find("half_for_all:network")
-    assert keras.config.dtype_policy().name == "float32"

@@ -562,6 +562,45 @@ class Wide(keras.initializers.RandomNormal):
         super().__init__(stddev=20.0, seed=1)
 
 
+# What building a network must not move, and layers with a method of their own.
+@keras.saving.register_keras_serializable("users")
+class CountsAlways(layers.Layer):
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x * (1 + self.calls)
+
+
+def counts_beside_a_layer_without_weights_yet(i, n):
+    return head(layers.Dense(8, activation=layers.PReLU())(layers.Flatten()(CountsAlways()(i))), n)
+
+
+def draws_beside_a_layer_without_weights_yet(i, n):
+    x = layers.Dropout(0.5, seed=5)(layers.Flatten()(i), training=True)
+    return head(layers.Dense(8, activation=layers.PReLU())(x), n)
+
+
+def _doubled(layer):
+    once = layer.call
+    layer.call = lambda *given, **named: 2 * once(*given, **named)
+    return layer
+
+
+def convolution_with_a_call_of_its_own(i, n):
+    x = _doubled(layers.Conv2D(8, 3, activation="relu"))(i)
+    return head(layers.MaxPooling2D(2)(x), n)
+
+
+def wide_dense_with_a_call_of_its_own(i, n):
+    return head(_doubled(layers.Dense(128, activation="relu"))(layers.Flatten()(i)), n)
+
+
+def batch_norm_with_a_call_of_its_own(i, n):
+    return head(_doubled(layers.BatchNormalization())(layers.Conv2D(4, 3, strides=2)(i)), n)
+
+
 SAME = [
     name
     for name, function in list(globals().items())
@@ -894,6 +933,18 @@ def compiled_with_adam(i, n):
     return model
 
 
+def compiled_with_its_own_rmsprop(i, n):
+    model = keras.Model(i, head(i, n))
+    model.compile(keras.optimizers.RMSprop(1e-5), "sparse_categorical_crossentropy")
+    return model
+
+
+def eager_and_determined_for_all(i, n):
+    tf.config.run_functions_eagerly(True)
+    tf.config.experimental.enable_op_determinism()
+    return head(i, n)
+
+
 # State that Keras knows nothing of.
 class Drifts(keras.losses.Loss):
     def __init__(self):
@@ -969,16 +1020,6 @@ class CountsSteps(layers.Layer):
 
 def counts_steps(i, n):
     return head(CountsSteps()(i), n)
-
-
-@keras.saving.register_keras_serializable("users")
-class CountsAlways(layers.Layer):
-    def build(self, shape):
-        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
-
-    def call(self, x):
-        self.calls.assign_add(1.0)
-        return x * (1 + self.calls)
 
 
 def counts_answers_too(i, n):
