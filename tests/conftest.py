@@ -222,8 +222,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             # Threads that Prefect starts see no settings of ours, as in its own harness.
             _temporary_global_settings_context(get_settings_context()),
         ):
-            yield
-        started.stop()
+            yield  # it ends with this process, once Prefect has sent what it has to send
 
 
 @pytest.fixture(scope="session")

@@ -36,13 +36,15 @@ SCALER = Scaler(name="normalize", scale=1 / 255)
 
 @pytest.fixture
 def users(monkeypatch):
-    """A candidate of one of the networks of `users_networks`, by its name, imported anew."""
+    """A candidate of a network of `users_networks` or the other ones, by name, imported anew."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.delitem(sys.modules, "users_networks", raising=False)
+    for module in ("users_networks", "users_other_networks"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
 
     def candidate(name, **changes):
         recipe = {"epochs": 1, "batch_size": 32, "optimizer": Optimizer(learning_rate=2**-6)}
-        architecture = f"users_networks:{name}"
+        module = "users_networks" if name in users_networks.SAME else "users_other_networks"
+        architecture = f"{module}:{name}"
         return Candidate(name=name, architecture=architecture, **(recipe | changes))
 
     return candidate
@@ -130,9 +132,9 @@ def test_an_accuracy_of_zero_is_told_as_it_is(small_mnist, users):
 def test_every_step_of_fit_has_its_own_learning_rate(small_mnist, users):
     candidate = users("noting", batch_size=4, schedule=Schedule(name="one_cycle"))
     trained(small_mnist, candidate)
-    used = sys.modules["users_networks"].RATES
+    used = sys.modules["users_other_networks"].RATES
     plain = trained(
-        small_mnist, candidate.model_copy(update={"architecture": "users_networks:plain"})
+        small_mnist, candidate.model_copy(update={"architecture": "users_other_networks:plain"})
     )
     assert len(used) == len(set(used)) == 28
     assert distance(trained(small_mnist, candidate).model, plain.model) < 1e-6
@@ -336,12 +338,12 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
         (
             "wrong_attribute",
             {},
-            r"AttributeError: .*'nothing_there' \(users_networks.py, line \d+\)",
+            r"AttributeError: .*'nothing_there' \(users_other_networks.py, line \d+\)",
         ),
         ("two_outputs", {}, "returns 2 outputs; it must return one output"),
         ("nothing", {}, "returns None; it must return one output"),
         ("from_elsewhere", {}, "cannot be built .*not connected to `inputs`"),
-        ("wrong_loss", {}, "'users_networks:wrong_loss' cannot be trained: .* same rank"),
+        ("wrong_loss", {}, "'users_other_networks:wrong_loss' cannot be trained: .* same rank"),
         ("own_compile", {}, "a Compiles with a compile of its own, .* into its train step."),
         ("called_in_its_own_way", {}, "a Flips with a __call__ of its own, .* into its call."),
         ("out_of_range", {}, "cannot be trained: InvalidArgumentError: indices.* is not in"),
@@ -349,7 +351,7 @@ def test_penalties_are_part_of_the_loss_of_training(small_mnist, users):
         (
             "reads_a_missing_file",
             {},
-            r"cannot be trained: FileNotFoundError: .* \(users_networks.py, line \d+\)",
+            r"cannot be trained: FileNotFoundError: .* \(users_other_networks.py, line \d+\)",
         ),
         ("two_losses_of_an_output", {}, "cannot be trained"),
         ("late_weights", {}, "makes the weights critic/kernel when it is trained"),
@@ -367,7 +369,7 @@ def test_a_mistake_is_told_in_a_sentence(name, changes, sentence, small_mnist, u
 
 def test_a_step_that_is_to_run_eagerly_does(small_mnist, users):
     trained(small_mnist, users("runs_eagerly"))
-    seen = sys.modules["users_networks"].SEEN
+    seen = sys.modules["users_other_networks"].SEEN
     assert seen == pytest.approx([0.1] * 4)
 
 
