@@ -576,11 +576,6 @@ def counts_beside_a_layer_without_weights_yet(i, n):
     return head(layers.Dense(8, activation=layers.PReLU())(layers.Flatten()(CountsAlways()(i))), n)
 
 
-def draws_beside_a_layer_without_weights_yet(i, n):
-    x = layers.Dropout(0.5, seed=5)(layers.Flatten()(i), training=True)
-    return head(layers.Dense(8, activation=layers.PReLU())(x), n)
-
-
 def _doubled(layer):
     once = layer.call
     layer.call = lambda *given, **named: 2 * once(*given, **named)
