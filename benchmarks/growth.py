@@ -63,7 +63,8 @@ def main(
                 )
                 scores = night.scores
                 trained = scores.n_train.sum() / 1e6
-                occupied = (scores.finished_at - scores.started_at).dt.total_seconds().sum()
+                stretches = night.stretches
+                occupied = (stretches.end - stretches.start).dt.total_seconds().sum()
                 return {
                     "rows": n_rows,
                     "folds": n_folds,

@@ -73,10 +73,25 @@ class Night:
         """The run's score rows."""
         return pd.read_parquet(self.folder / "scores.parquet")
 
+    @cached_property
+    def stretches(self) -> pd.DataFrame:
+        """When workers had folds: ``start`` and ``end``, UTC; a fold in two parts has two rows."""
+        lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+        begun: dict[tuple[str, int, int], str] = {}
+        rows = []
+        for line in lines:
+            fold = line["candidate"], line["repeat"], line["fold"]
+            if line["message"] == "fold started":
+                begun[fold] = line["time"]
+            elif line["message"] in ("fold finished", "fold put aside"):
+                rows.append({"start": begun[fold], "end": line["time"]})
+        stretches = pd.DataFrame(rows, columns=["start", "end"])
+        return stretches.astype("datetime64[us, UTC]")
+
     @property
     def training_seconds(self) -> float:
         """From the start of the first fold to the end of the last."""
-        span = self.scores.finished_at.max() - self.scores.started_at.min()
+        span = self.stretches.end.max() - self.stretches.start.min()
         return float(span.total_seconds())
 
     @property

@@ -34,7 +34,7 @@ def take_apart(night: Night, workers: int) -> dict[str, float]:
     sum to it, each as seconds of wall time (a second of one idle worker of two counts half).
     """
     scores = night.scores
-    starts, ends = scores.started_at, scores.finished_at
+    starts, ends = night.stretches.start, night.stretches.end
     occupied = (ends - starts).dt.total_seconds().sum()
     trained = scores.train_seconds.sum()
     span = night.training_seconds

@@ -133,7 +133,7 @@ def start_worker(flow: int, server: int | None) -> None:
     backend.leave_out_extras()
     backend.start()
     with few_collections():
-        for module in ("prefect.task_engine", "tasks.fit", "tasks.train"):
+        for module in ("prefect.task_engine", "tasks.begin", "tasks.fit", "tasks.train"):
             importlib.import_module(module)
 
 

@@ -14,7 +14,8 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -43,6 +44,10 @@ from nightfold.training import ENGINE, Epoch, checkpoint_of
 from nightfold.zoo import fingerprint
 
 CHECKPOINT = "checkpoint.npz"
+
+
+class _PutAside(Exception):
+    """Ends the training of a fold behind an epoch; its checkpoint is safe."""
 
 
 class Scores(BaseModel):
@@ -221,16 +226,48 @@ class FoldJob(BaseModel):
         if (handle := self.done()) is not None:
             self._tell("fold was there already", accuracy=handle.accuracy)
             return handle
-        self._tell("fold started")
-        try:
-            handle = self._train(on_note)
-        except Exception as error:
-            self._tell("fold failed", level="ERROR", error=f"{type(error).__name__}: {error}")
-            raise
+        with self._told():
+            handle = self._train(on_note, self._tell_progress)
         self._tell("fold finished", accuracy=handle.accuracy, train_seconds=handle.train_seconds)
         return handle
 
-    def _train(self, on_note: Callable[[str], None] | None) -> FoldHandle:
+    def begin(self, epochs: int, on_note: Callable[[str], None] | None = None) -> None:
+        """Train the fold up to an epoch and put it aside; `run` continues behind its checkpoint.
+
+        Its numbers are those of a fold trained in one go. Where early stopping ends it sooner, the
+        result is written.
+
+        Parameters
+        ----------
+        epochs : int
+        on_note : callable, optional
+            As in `run`.
+        """
+
+        def tell(epoch: Epoch) -> None:
+            self._tell_progress(epoch)
+            if epoch.epoch >= epochs:
+                raise _PutAside
+
+        if self.done() is None:
+            with self._told():
+                self._train(on_note, tell)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell the run's log that the fold is begun, and how it ends if it is not finished."""
+        self._tell("fold started")
+        try:
+            yield
+        except _PutAside:
+            self._tell("fold put aside")
+        except Exception as error:
+            self._tell("fold failed", level="ERROR", error=f"{type(error).__name__}: {error}")
+            raise
+
+    def _train(
+        self, on_note: Callable[[str], None] | None, on_epoch: Callable[[Epoch], None]
+    ) -> FoldHandle:
         from nightfold.training import train
 
         def note(sentence: str) -> None:
@@ -252,7 +289,7 @@ class FoldJob(BaseModel):
             scaler=self.scaler,
             seed=self.fold_seed,
             checkpoint=self.folder / CHECKPOINT,
-            on_epoch=self._tell_progress,
+            on_epoch=on_epoch,
             on_note=note,
         )
         labels = dataset.train.labels[scored_rows]
@@ -315,6 +352,33 @@ class FoldJob(BaseModel):
             probabilities_sha256=sha256_file(self.folder / "probabilities.npy"),
         )
         write_json(self.folder / "result.json", json.loads(result.model_dump_json()))
+
+
+class FirstEpochs(BaseModel):
+    """The first epochs of a fold, for a worker that has no time for all of them.
+
+    Attributes
+    ----------
+    job : FoldJob
+        Whose rest is trained later, maybe by another worker.
+    epochs : int
+        Fewer than the fold has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job: FoldJob
+    epochs: int
+
+    @property
+    def label(self) -> str:
+        """``deep repeat 1 fold 3 to epoch 5``."""
+        return f"{self.job.label} to epoch {self.epochs}"
+
+    @property
+    def share(self) -> float:
+        """Of the fold's epochs, 0 to 1."""
+        return self.epochs / self.job.candidate.total_epochs
 
 
 def code_versions() -> dict[str, str | int]:

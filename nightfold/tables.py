@@ -51,7 +51,9 @@ SCORES = pa.schema(
         _column("images_per_second", pa.float64(), "training rows times epochs per second"),
         _column("peak_rss_bytes", pa.int64(), "largest resident memory of the process, bytes"),
         _column("parameters", pa.int64(), "trainable parameters"),
-        _column("started_at", _TIME, "start of the fold, UTC"),
+        _column(
+            "started_at", _TIME, "start of the fold, or of its rest if it was interrupted, UTC"
+        ),
         _column("finished_at", _TIME, "end of the fold, UTC"),
         _column("host", pa.string(), "machine that trained the fold"),
         _column("code_version", pa.string(), "Nightfold version"),

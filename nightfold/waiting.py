@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from nightfold.finaljob import Ahead, FinalJob
-from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.foldresult import FirstEpochs, FoldHandle, FoldJob
 from nightfold.store import Store
 
 # Planned ahead, which then takes some 10 ms a fold; the order in which many more are begun does not
 # yet decide how the last ones end.
 PLANNED = 60
 
-Job = FoldJob | FinalJob
+AGAIN = 2.0
+"""Seconds to build and trace a network once more, for a fold that is trained in two parts."""
+
+Job = FoldJob | FirstEpochs | FinalJob
 
 
 class Waiting:
@@ -29,6 +32,10 @@ class Waiting:
     workers end as nearly together as they can, and of what the worker that is free first is to
     train, the longest is taken. After each fold it is planned anew. Of very many folds the longest
     go first and the last 60 are planned.
+
+    Of five equal folds on two workers one has to be trained in two parts, or a worker is idle while
+    the last one runs: its first epochs beside the folds before, the rest beside the last one. That
+    is done once there are no more folds than workers, if it ends the run sooner.
 
     The final fit is planned with them, as of whoever leads. If it is certain who will, it is a job
     like the others; else it is taken by a worker that has no fold left to train.
@@ -68,6 +75,10 @@ class Waiting:
         for fold in (*earlier, *on_disk.values()):
             self._timed[fold.candidate_digest].append(fold.train_seconds)
         self._taken: set[str] = set()  # digests
+        self._left: dict[str, float] = {}  # of folds that were begun, by label; 0 to 1
+        self._aside: dict[
+            str, FoldJob
+        ] = {}  # of those, whose first part has not ended, by its label
         self._training: dict[str, tuple[Job, float]] = {}  # with its start, by label
         self._next: dict[str, Job] = {}  # handed out, but no worker is free for it
 
@@ -79,6 +90,10 @@ class Waiting:
         if isinstance(job, FoldJob):
             self._jobs.remove(job)
             self._taken.add(self._digests[job.candidate.name])
+        elif isinstance(job, FirstEpochs):
+            self._jobs.remove(job.job)
+            self._left[job.job.label] = 1 - job.share
+            self._aside[job.label] = job.job
         elif self._final is not None:
             self._final.begun.add(job.candidate.name)
         self._next[job.label] = job
@@ -89,6 +104,8 @@ class Waiting:
         """Make room for another job; remember what came of a fold and how long it took."""
         if self._training.pop(label, None) is None:
             del self._next[label]  # it overtook another one
+        if (begun := self._aside.pop(label, None)) is not None:
+            self._jobs.append(begun)
         if fold is not None:
             self._ended.append(fold)
             self._timed[fold.candidate_digest].append(fold.train_seconds)
@@ -117,12 +134,47 @@ class Waiting:
     ) -> Job | None:
         """What the worker that is free first begins with, for all to end nearly together."""
         last = [] if fit is None else [self._seconds(fit)]
-        own = plan(self._free(workers), [*seconds, *last])[0]
+        aside = [self._seconds(job) for job in self._aside.values()]
+        free = self._free(workers)
+        shares = plan(free, [*seconds, *aside, *last])
+        if 1 < workers >= len(seconds) and (part := self._parted(free, shares, seconds)):
+            return part
+        own = shares[0]
         if fit is not None and last[0] in own:
             own.remove(last[0])
             if certain or (not own and len(self._training) < workers):
                 return fit
-        return self._jobs[seconds.index(max(own))] if own else None
+        if not own:
+            return None
+        # What is aside cannot be taken yet.
+        longest = max((each for each in own if each in seconds), default=max(seconds, default=None))
+        return None if longest is None else self._jobs[seconds.index(longest)]
+
+    def _parted(
+        self, free: list[float], shares: list[list[float]], seconds: list[float]
+    ) -> FirstEpochs | None:
+        """The first epochs of a fold for the worker that is free first, if all then end sooner.
+
+        Workers with equal folds can end together if folds are parted, each part trained when no
+        other of its fold is (McNaughton 1959, Management Science 6 (1)). Here it is one fold at a
+        time, its first part before all else of one worker and the rest behind all of another.
+        """
+        ends = [begin + sum(share) for begin, share in zip(free, shares, strict=True)]
+        found, soonest = None, max(ends) - AGAIN
+        for job, whole in zip(self._jobs, seconds, strict=True):
+            if job.label in self._left:
+                continue
+            planned = (worker for worker, share in enumerate(shares) if whole in share)
+            without = list(ends)
+            without[max(planned, key=ends.__getitem__)] -= whole
+            first, *others = without
+            for epochs in range(1, job.candidate.total_epochs):
+                begun = whole * epochs / job.candidate.total_epochs
+                rest = max(min(others), free[0] + begun) + whole - begun + AGAIN
+                end = max(first + begun, *others, rest)
+                if end < soonest:
+                    found, soonest = FirstEpochs(job=job, epochs=epochs), end
+        return found
 
     def _rank(self, job: FoldJob, seconds: float) -> tuple[float, bool, int]:
         taken = self._digests[job.candidate.name] in self._taken
@@ -130,6 +182,12 @@ class Waiting:
 
     def _seconds(self, job: Job) -> float:
         """How long the job will take, as far as that is known."""
+        if isinstance(job, FirstEpochs):
+            return self._whole(job.job) * job.share
+        return self._whole(job) * self._left.get(job.label, 1.0)
+
+    def _whole(self, job: FoldJob | FinalJob) -> float:
+        """The same of all its epochs."""
         if job.label in self._on_disk:
             return 0.0
         digest = self._digests.get(job.candidate.name) or job.candidate.digest

@@ -14,9 +14,10 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from nightfold.finaljob import Ahead, FinalJob
-from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.foldresult import FirstEpochs, FoldHandle, FoldJob
 from nightfold.store import write_json
 from nightfold.waiting import Job, Waiting
+from tasks.begin import begin
 from tasks.fit import fit
 from tasks.train import train
 
@@ -116,6 +117,10 @@ def _step(job: Job) -> Task[Any, Any]:
     if isinstance(job, FinalJob):
         return fit
     # Tags belong to the task: a process pool keeps the context of its first submission.
-    return train.with_options(
-        tags=["train", f"candidate:{job.candidate.name}"], refresh_cache=job.done() is None
-    )
+    if isinstance(job, FirstEpochs):
+        return begin.with_options(tags=_tags(job.job))
+    return train.with_options(tags=_tags(job), refresh_cache=job.done() is None)
+
+
+def _tags(job: FoldJob) -> list[str]:
+    return ["train", f"candidate:{job.candidate.name}"]

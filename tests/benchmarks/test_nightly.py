@@ -13,6 +13,12 @@ from benchmarks.orchestration import PARTS, take_apart
 START = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 
 
+def tell(folder, time, message, fold):
+    line = {"time": time.isoformat(), "message": message, "fold": fold}
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({**line, "candidate": "deep repeat", "repeat": 1}) + "\n")
+
+
 @pytest.fixture
 def night(tmp_path):
     """Three folds on two workers, 40 s: the third begins 1 s after the first has ended."""
@@ -25,11 +31,15 @@ def night(tmp_path):
             "candidate": "deep repeat",  # a name that looks like part of a label
             "repeat": 1,
             "fold": [1, 2, 3],
-            "started_at": [at(10), at(10), at(21)],
-            "finished_at": [at(20), at(24), at(32)],
             "train_seconds": [8.0, 12.0, 9.0],
         }
     )
+    tell(tmp_path, at(10), "fold started", fold=1)
+    tell(tmp_path, at(10), "fold started", fold=2)
+    tell(tmp_path, at(20), "fold finished", fold=1)
+    tell(tmp_path, at(21), "fold started", fold=3)
+    tell(tmp_path, at(24), "fold finished", fold=2)
+    tell(tmp_path, at(32), "fold finished", fold=3)
     folds.to_parquet(tmp_path / "scores.parquet")
     histories = folds.assign(epoch=1, seconds=folds.train_seconds)
     histories.to_parquet(tmp_path / "histories.parquet")
@@ -60,3 +70,11 @@ def test_all_that_is_not_training_is_named_and_sums_up(night):
         {"before": 10, "in_folds": 3, "late": 0, "between": 0.5, "idle": 4, "after": 8}
     )
     assert parts["per_fold"] == pytest.approx(7 / 3)
+
+
+def test_a_fold_that_was_put_aside_occupied_a_worker_twice(tmp_path):
+    ends = [("fold started", 1), ("fold put aside", 3), ("fold started", 7), ("fold finished", 9)]
+    for message, seconds in ends:
+        tell(tmp_path, START + timedelta(seconds=seconds), message, fold=1)
+    stretches = Night(tmp_path, 40.0, START).stretches
+    assert (stretches.end - stretches.start).dt.total_seconds().to_list() == [2.0, 2.0]

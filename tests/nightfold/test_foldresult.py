@@ -87,6 +87,39 @@ class TestRun:
         assert job.run() == first
         assert (job.folder / "result.json").stat().st_mtime_ns == written
 
+    @pytest.mark.parametrize("epochs", [1, 2, 3])
+    def test_a_fold_in_two_parts_has_the_numbers_of_one_in_one_go(self, job, tmp_path, epochs):
+        """Two networks of two epochs: the first part may end within either, or between them."""
+        recipe = {**job.candidate.model_dump(), "ensemble": 2}
+        whole, parted = (
+            changed(job, candidate=recipe, artifacts=str(tmp_path / name)) for name in ("a", "b")
+        )
+        parted.begin(epochs)
+        assert parted.done() is None
+        assert parted.progress().epoch == epochs
+        found, expected = parted.run(), whole.run()
+        assert np.array_equal(read_probabilities(found), read_probabilities(expected))
+        histories = [
+            [epoch.model_dump(exclude={"seconds"}) for epoch in handle.open().history]
+            for handle in (found, expected)
+        ]
+        assert histories[0] == histories[1]
+
+    def test_a_fold_that_is_done_is_not_begun(self, job):
+        done = job.run()
+        job.begin(1)
+        assert job.done() == done
+
+    def test_a_fold_that_ends_early_within_its_first_part_is_done(self, job):
+        recipe = {
+            **job.candidate.model_dump(),
+            "epochs": 9,
+            "early_stopping": {"patience": 1, "min_delta": 100.0},
+        }
+        early = changed(job, candidate=recipe)
+        early.begin(8)
+        assert early.done().open().scores.epochs == 2
+
     @pytest.mark.parametrize("name", ["result.json", "probabilities.npy"])
     @pytest.mark.parametrize("harm", ["gone", "altered"])
     def test_a_damaged_result_is_trained_again(self, job, name, harm):

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from nightfold.experiment import Candidate
 from nightfold.finaljob import Ahead, FinalJob
-from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.foldresult import FirstEpochs, FoldHandle, FoldJob
 from nightfold.racing import Race
 from nightfold.store import Store
-from nightfold.waiting import Waiting, plan, seconds_before
+from nightfold.waiting import AGAIN, Waiting, plan, seconds_before
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
 DEEP = Candidate(name="deep", architecture="deep", epochs=1)
+TEN = Candidate(name="ten", architecture="deep", epochs=10)
 
 
 def done(job, seconds, accuracy=0.9):
@@ -38,7 +39,7 @@ def remember(artifacts, date, **seconds):
     """Scores of an earlier night: seconds of a fold by candidate."""
     folder = Store(artifacts).scores / f"run_date={date}"
     folder.mkdir(parents=True)
-    digests = {c.name: c.digest for c in (SHORT, LONG, DEEP)}
+    digests = {c.name: c.digest for c in (SHORT, LONG, DEEP, TEN)}
     table = {
         "candidate_digest": [digests[name] for name in seconds],
         "train_seconds": list(seconds.values()),
@@ -56,17 +57,22 @@ def names(waiting):
 
 def run(waiting, workers, clock, seconds, accuracy=None):
     """Do all jobs on so many workers: what began when, and when it ended."""
-    queue, training, ran, order = [], [], [], count()
+    queue, training, ran, order, begun = [], [], [], count(), {}
     while True:
         while (job := waiting.take()) is not None:
             queue.append(job)
         while queue and len(training) < workers:
             job = queue.pop(0)
-            took = seconds[job.candidate.name]
-            if isinstance(job, FinalJob):
-                took *= job.plan.folds / (job.plan.folds - 1)
+            if isinstance(job, FirstEpochs):
+                begun[job.job.label] = job.share
+                took, name = seconds[job.job.candidate.name] * job.share, job.label
+            else:
+                took, name = seconds[job.candidate.name], job.candidate.name
+                if isinstance(job, FinalJob):
+                    took, name = took * job.plan.folds / (job.plan.folds - 1), job.label
+                elif job.label in begun:
+                    took, name = took * (1 - begun[job.label]) + AGAIN, f"rest of {job.label}"
             heapq.heappush(training, (clock.now + took, next(order), job))
-            name = job.candidate.name if isinstance(job, FoldJob) else job.label
             ran.append((name, clock.now, clock.now + took))
         if not training:
             return ran
@@ -221,6 +227,54 @@ def test_two_workers_get_the_best_plan_there_is(seconds, folds, free):
     assert sorted(chain(*planned)) == sorted(seconds * folds)
     ends = [start + sum(own) for start, own in zip(free, planned, strict=True)]
     assert max(ends) <= best + (3 * folds) * total / 2 / 500
+
+
+class TestAFoldInTwoParts:
+    """Folds of ten epochs and 40 s, on workers that none of the others can fill."""
+
+    @pytest.fixture
+    def night(self, tmp_path, fold_jobs, clock):
+        remember(tmp_path, "2024-01-01", ten=40.0)
+
+        def night(folds, workers, seconds=40.0):
+            clock.now = 0.0
+            due = fold_jobs(tmp_path, TEN, folds=folds)
+            return run(Waiting(due, at_once=workers, clock=clock), workers, clock, {"ten": seconds})
+
+        return night
+
+    def test_five_folds_on_two_workers_take_as_long_as_two_and_a_half(self, night):
+        """The rest of the fifth, beside the last epochs of the fourth, is built a second time."""
+        ran = night(folds=5, workers=2)
+        assert last_end(ran) <= 2.5 * 40 + AGAIN
+        [first] = [each for each in ran if "to epoch" in each[0]]
+        [rest] = [each for each in ran if "rest of" in each[0]]
+        assert first[0].startswith(rest[0].removeprefix("rest of "))
+        assert first[2] <= rest[1]
+
+    @pytest.mark.parametrize(
+        ("folds", "workers", "at_most"), [(3, 2, 1.5), (5, 4, 1.5), (7, 3, 2.6)]
+    )
+    def test_so_do_others_that_workers_cannot_share(self, night, folds, workers, at_most):
+        assert last_end(night(folds, workers)) <= at_most * 40 + AGAIN
+
+    @pytest.mark.parametrize(("folds", "workers"), [(4, 2), (5, 1), (1, 2), (6, 3)])
+    def test_whole_folds_are_preferred_where_nothing_is_gained(self, night, folds, workers):
+        assert {name for name, *_ in night(folds, workers)} == {"ten"}
+
+    def test_a_fold_is_not_parted_for_less_than_it_costs(self, tmp_path, fold_jobs, clock):
+        remember(tmp_path, "2024-01-01", ten=AGAIN * 3)
+        due = fold_jobs(tmp_path, TEN, folds=5)
+        ran = run(Waiting(due, at_once=2, clock=clock), 2, clock, {"ten": AGAIN * 3})
+        assert {name for name, *_ in ran} == {"ten"}
+
+    def test_the_first_night_knows_it_as_soon_as_a_fold_was_timed(self, tmp_path, fold_jobs, clock):
+        due = fold_jobs(tmp_path, TEN, folds=5)
+        ran = run(Waiting(due, at_once=2, clock=clock), 2, clock, {"ten": 40.0})
+        assert last_end(ran) <= 2.5 * 40 + AGAIN
+
+    def test_folds_that_take_longer_than_before_are_all_trained(self, night):
+        assert sum(end - start for _, start, end in night(5, 2, seconds=90.0)) >= 5 * 90.0
 
 
 class TestFinalFit:

@@ -8,7 +8,7 @@ import pytest
 
 from nightfold.experiment import Candidate
 from nightfold.finaljob import Ahead, FinalJob
-from nightfold.foldresult import FoldHandle
+from nightfold.foldresult import FirstEpochs, FoldHandle, FoldJob
 from nightfold.racing import Race
 from nightfold.waiting import Waiting
 from tasks.hand_out import hand_out
@@ -45,7 +45,8 @@ class Pool(ThreadPoolExecutor):
         self.before, self.enough = before, Event()
 
     def submit(self, step, parameters):
-        assert step.name == ("fit" if isinstance(parameters["job"], FinalJob) else "train")
+        names = {FinalJob: "fit", FirstEpochs: "begin", FoldJob: "train"}
+        assert step.name == names[type(parameters["job"])]
         self.unfinished.append(sum(not future.done() for future in self.futures))
         self.futures.append(super().submit(self.pretend, parameters["job"]))
         if len(self.futures) == self.before:
@@ -57,6 +58,9 @@ class Pool(ThreadPoolExecutor):
             self.began.append(job.label)
             if job.candidate.name == self.unfit:
                 raise RuntimeError("unfit")
+            return None
+        if isinstance(job, FirstEpochs):
+            self.began.append(job.label)
             return None
         self.began.append(job.candidate.name)
         self.enough.wait(10)
@@ -91,6 +95,16 @@ def test_a_fold_that_ended_is_replaced_before_anything_is_made_of_it(tmp_path, f
             for _ in hand_out(pool, Waiting(fold_jobs(tmp_path, SHORT, LONG), at_once=1))
         ]
     assert handed_out[0] >= 3  # the one that ended, the one that runs and the one behind it
+
+
+def test_the_first_epochs_of_a_fold_are_a_job_of_their_own(tmp_path, fold_jobs, monkeypatch):
+    monkeypatch.setattr("nightfold.waiting.AGAIN", 0.01)
+    asked = fold_jobs(tmp_path, LONG, folds=5)
+    with Pool(2, before=3, long=30) as pool:
+        ended = dict(hand_out(pool, Waiting(asked, at_once=2)))
+    assert sorted(ended) == sorted(job.label for job in asked)
+    [begun] = [label for label in pool.began if "to epoch" in label]
+    assert begun.rpartition(" to epoch ")[0] in ended
 
 
 def test_a_scheduler_with_workers_of_its_own_gets_all_folds_at_once(tmp_path, fold_jobs):
