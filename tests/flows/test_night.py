@@ -338,6 +338,25 @@ def test_scores_do_not_depend_on_the_runner(settings, night, tmp_path):
         )
 
 
+def test_a_fold_in_two_parts_leaves_the_scores_of_one_in_one_go(settings, tmp_path, monkeypatch):
+    """Five folds on two workers; building a network again shall cost nothing here."""
+    asked = {"candidates": ["baseline"], "folds": 5, "epochs": 2}
+    whole = evaluate(settings(tmp_path / "whole", **asked))
+    monkeypatch.setattr("nightfold.waiting.AGAIN", 0.0)
+    state = evaluate(
+        settings(tmp_path / "parted", runner="processes", workers=2, **asked), return_state=True
+    )
+    parted = state.result()
+    assert parted.candidates == tuple(
+        c.model_copy(update={"train_seconds": p.train_seconds})
+        for c, p in zip(whole.candidates, parted.candidates, strict=True)
+    )
+    log = (Store(tmp_path / "parted").run(parted.run_id) / "log.jsonl").read_text()
+    assert log.count("fold put aside") == log.count("fold started") - 5 > 0
+    names = [run.name for run in task_runs(state)]
+    assert any(re.fullmatch(r"begin baseline repeat 1 fold \d to epoch 1", n) for n in names)
+
+
 def test_refused_data_fails_the_run_once_and_names_the_rows(settings, tmp_path):
     """What the user must mend is not retried."""
     import pyarrow as pa
