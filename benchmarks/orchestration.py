@@ -133,8 +133,9 @@ def _publish(measured: pd.DataFrame, what: str, results: Path) -> None:
             f"{len(measured)} rounds, each cold: a new Prefect profile, no server, no snapshot. "
             "For 10 epochs, training and the idle core at the end are scaled and everything else "
             "is kept as measured. The idle core is what is left when folds do not divide evenly "
-            "among workers; it is in the first two shares and left out of the third. The first "
-            "step is the start of the first epoch, which still traces its graph.",
+            "among workers, less of it in ten epochs than in one, which cannot be trained in two "
+            "parts; it is in the first two shares and left out of the third. The first step is the "
+            "start of the first epoch, which still traces its graph.",
         ],
         results,
     )

@@ -14,8 +14,8 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -226,16 +226,12 @@ class FoldJob(BaseModel):
         if (handle := self.done()) is not None:
             self._tell("fold was there already", accuracy=handle.accuracy)
             return handle
-        with self._told():
-            handle = self._train(on_note, self._tell_progress)
-        self._tell("fold finished", accuracy=handle.accuracy, train_seconds=handle.train_seconds)
-        return handle
+        return self._told(on_note, self._tell_progress)
 
     def begin(self, epochs: int, on_note: Callable[[str], None] | None = None) -> None:
         """Train the fold up to an epoch and put it aside; `run` continues behind its checkpoint.
 
-        Its numbers are those of a fold trained in one go. Where early stopping ends it sooner, the
-        result is written.
+        Its numbers are those of a fold trained in one go. One that ends sooner is finished.
 
         Parameters
         ----------
@@ -250,20 +246,24 @@ class FoldJob(BaseModel):
                 raise _PutAside
 
         if self.done() is None:
-            with self._told():
-                self._train(on_note, tell)
+            with suppress(_PutAside):
+                self._told(on_note, tell)
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tell the run's log that the fold is begun, and how it ends if it is not finished."""
+    def _told(
+        self, on_note: Callable[[str], None] | None, on_epoch: Callable[[Epoch], None]
+    ) -> FoldHandle:
+        """Train, and tell the run's log how that begins and ends."""
         self._tell("fold started")
         try:
-            yield
+            handle = self._train(on_note, on_epoch)
         except _PutAside:
             self._tell("fold put aside")
+            raise
         except Exception as error:
             self._tell("fold failed", level="ERROR", error=f"{type(error).__name__}: {error}")
             raise
+        self._tell("fold finished", accuracy=handle.accuracy, train_seconds=handle.train_seconds)
+        return handle
 
     def _train(
         self, on_note: Callable[[str], None] | None, on_epoch: Callable[[Epoch], None]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nightfold.finaljob import Ahead, FinalJob
-from nightfold.foldresult import FirstEpochs, FoldHandle, FoldJob
+from nightfold.foldresult import CHECKPOINT, FirstEpochs, FoldHandle, FoldJob
+from nightfold.sharing import Whole, in_two, plan
 from nightfold.store import Store
+from nightfold.zoo import is_own
 
 # Planned ahead, which then takes some 10 ms a fold; the order in which many more are begun does not
 # yet decide how the last ones end.
 PLANNED = 60
 
-AGAIN = 2.0
+REBUILD = 2.0
 """Seconds to build and trace a network once more, for a fold that is trained in two parts."""
 
 Job = FoldJob | FirstEpochs | FinalJob
@@ -35,7 +37,7 @@ class Waiting:
 
     Of five equal folds on two workers one has to be trained in two parts, or a worker is idle while
     the last one runs: its first epochs beside the folds before, the rest beside the last one. That
-    is done once there are no more folds than workers, if it ends the run sooner.
+    is planned once there are no more folds than workers.
 
     The final fit is planned with them, as of whoever leads. If it is certain who will, it is a job
     like the others; else it is taken by a worker that has no fold left to train.
@@ -75,10 +77,12 @@ class Waiting:
         for fold in (*earlier, *on_disk.values()):
             self._timed[fold.candidate_digest].append(fold.train_seconds)
         self._taken: set[str] = set()  # digests
-        self._left: dict[str, float] = {}  # of folds that were begun, by label; 0 to 1
-        self._aside: dict[
-            str, FoldJob
-        ] = {}  # of those, whose first part has not ended, by its label
+        self._left = {  # of folds that were begun, 0 to 1, by label
+            job.label: 1 - epoch.epoch / job.candidate.total_epochs
+            for job in jobs
+            if (job.folder / CHECKPOINT).exists() and (epoch := job.progress()) is not None
+        }
+        self._aside: dict[str, FoldJob] = {}  # by the label of their first part, until it ends
         self._training: dict[str, tuple[Job, float]] = {}  # with its start, by label
         self._next: dict[str, Job] = {}  # handed out, but no worker is free for it
 
@@ -137,44 +141,35 @@ class Waiting:
         aside = [self._seconds(job) for job in self._aside.values()]
         free = self._free(workers)
         shares = plan(free, [*seconds, *aside, *last])
-        if 1 < workers >= len(seconds) and (part := self._parted(free, shares, seconds)):
-            return part
+        if len(seconds) <= workers:
+            folds = [self._parts(*each) for each in zip(self._jobs, seconds, strict=True)]
+            if (found := in_two(free, shares, folds)) is not None:
+                return FirstEpochs(job=self._jobs[found[0]], epochs=found[1])
         own = shares[0]
+        for each in aside:  # which cannot be taken yet
+            if each in own and each not in seconds:
+                own.remove(each)
         if fit is not None and last[0] in own:
             own.remove(last[0])
             if certain or (not own and len(self._training) < workers):
                 return fit
-        if not own:
-            return None
-        # What is aside cannot be taken yet.
-        longest = max((each for each in own if each in seconds), default=max(seconds, default=None))
+        longest = max(own or (seconds if aside else ()), default=None)
         return None if longest is None else self._jobs[seconds.index(longest)]
 
-    def _parted(
-        self, free: list[float], shares: list[list[float]], seconds: list[float]
-    ) -> FirstEpochs | None:
-        """The first epochs of a fold for the worker that is free first, if all then end sooner.
+    def _parts(self, job: FoldJob, seconds: float) -> Whole:
+        """A fold as it may be trained in two parts, or not.
 
-        Workers with equal folds can end together if folds are parted, each part trained when no
-        other of its fold is (McNaughton 1959, Management Science 6 (1)). Here it is one fold at a
-        time, its first part before all else of one worker and the rest behind all of another.
+        Not if it may end early, whenever that is; nor if the network is the user's own, which may
+        keep something in Python that no checkpoint holds.
         """
-        ends = [begin + sum(share) for begin, share in zip(free, shares, strict=True)]
-        found, soonest = None, max(ends) - AGAIN
-        for job, whole in zip(self._jobs, seconds, strict=True):
-            if job.label in self._left:
-                continue
-            planned = (worker for worker, share in enumerate(shares) if whole in share)
-            without = list(ends)
-            without[max(planned, key=ends.__getitem__)] -= whole
-            first, *others = without
-            for epochs in range(1, job.candidate.total_epochs):
-                begun = whole * epochs / job.candidate.total_epochs
-                rest = max(min(others), free[0] + begun) + whole - begun + AGAIN
-                end = max(first + begun, *others, rest)
-                if end < soonest:
-                    found, soonest = FirstEpochs(job=job, epochs=epochs), end
-        return found
+        candidate = job.candidate
+        whole = (
+            job.label in self._left
+            or candidate.early_stopping is not None
+            or is_own(candidate.architecture)
+        )
+        epochs = 1 if whole else candidate.total_epochs
+        return Whole(seconds, epochs, REBUILD * candidate.ensemble)
 
     def _rank(self, job: FoldJob, seconds: float) -> tuple[float, bool, int]:
         taken = self._digests[job.candidate.name] in self._taken
@@ -184,7 +179,10 @@ class Waiting:
         """How long the job will take, as far as that is known."""
         if isinstance(job, FirstEpochs):
             return self._whole(job.job) * job.share
-        return self._whole(job) * self._left.get(job.label, 1.0)
+        if not (left := self._left.get(job.label, 1.0)):
+            return 0.0
+        again = REBUILD * job.candidate.ensemble if left < 1 else 0.0
+        return self._whole(job) * left + again
 
     def _whole(self, job: FoldJob | FinalJob) -> float:
         """The same of all its epochs."""
@@ -203,77 +201,6 @@ class Waiting:
             max(0.0, self._seconds(job) + started - now) for job, started in self._training.values()
         ]
         return sorted([*left, *[0.0] * (workers - len(left))])
-
-
-def plan(free: Sequence[float], seconds: Iterable[float]) -> list[list[float]]:
-    """Share folds among workers so that the last one ends as early as can be found.
-
-    Parameters
-    ----------
-    free : sequence of float
-        Seconds until each worker is free.
-    seconds : iterable of float
-        How long each fold takes.
-
-    Returns
-    -------
-    list of list of float
-        Seconds of the folds of each worker.
-
-    Notes
-    -----
-    Longest first ends at most a third later than the best plan if all workers are free at once
-    (Graham 1969), but five folds each of a few candidates are seldom shared evenly by it. So the
-    folds of the worker that ends last and of another one are put together and parted again as
-    evenly as they can be, for as long as that helps. Sums that differ by less than a part in 500 of
-    a worker's load are taken for equal, so with two workers this is nearly the best plan there is.
-    The worker that is free first always gets a fold.
-
-    References
-    ----------
-    Graham, R. L. (1969). Bounds on multiprocessing timing anomalies. SIAM Journal on Applied
-    Mathematics 17 (2), 416-429.
-
-    Examples
-    --------
-    >>> plan([0, 0], [7, 7, 5, 5, 5])
-    [[5, 5, 5], [7, 7]]
-    """
-    workers: list[list[float]] = [[] for _ in free]
-
-    def end(worker: int) -> float:
-        return free[worker] + sum(workers[worker])
-
-    for each in sorted(seconds, reverse=True):
-        workers[min(range(len(free)), key=end)].append(each)
-    unit = sum(map(sum, workers)) / len(free) / 500 or 1.0
-    helped = True
-    while helped:
-        *others, last = sorted(range(len(free)), key=end)
-        helped = False
-        for other in others:
-            ended = end(last)
-            both = sorted(workers[last] + workers[other], reverse=True)
-            share = (free[other] - free[last] + sum(both)) / 2
-            mine, rest = _part(both, share, unit)
-            if max(free[last] + sum(mine), free[other] + sum(rest)) < ended - unit:
-                workers[last], workers[other] = mine, rest
-                helped = True
-                break
-    return workers
-
-
-def _part(seconds: Sequence[float], share: float, unit: float) -> tuple[list[float], list[float]]:
-    """Part folds in two, the first part as near to `share` as can be; near sums count as equal."""
-    sums: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for index, each in enumerate(seconds):
-        longer = [(total + each, (index, *chosen)) for total, chosen in sums.values()]
-        sums = {round(total / unit): (total, chosen) for total, chosen in longer} | sums
-    _, chosen = min(sums.values(), key=lambda found: abs(found[0] - share))
-    parts: tuple[list[float], list[float]] = [], []
-    for index, each in enumerate(seconds):
-        parts[index not in chosen].append(each)
-    return parts
 
 
 def seconds_before(scores: Path, nights: int = 30) -> dict[str, float]:

@@ -18,6 +18,4 @@ from tasks.train import is_transient
 )
 def begin(job: FirstEpochs) -> None:
     """Leave the checkpoint that `tasks.train` continues from."""
-    logger = get_run_logger()
-    job.job.begin(job.epochs, logger.warning)
-    logger.info("%s is trained to epoch %d", job.job.label, job.epochs)
+    job.job.begin(job.epochs, get_run_logger().warning)

@@ -342,7 +342,7 @@ def test_a_fold_in_two_parts_leaves_the_scores_of_one_in_one_go(settings, tmp_pa
     """Five folds on two workers; building a network again shall cost nothing here."""
     asked = {"candidates": ["baseline"], "folds": 5, "epochs": 2}
     whole = evaluate(settings(tmp_path / "whole", **asked))
-    monkeypatch.setattr("nightfold.waiting.AGAIN", 0.0)
+    monkeypatch.setattr("nightfold.waiting.REBUILD", 0.0)
     state = evaluate(
         settings(tmp_path / "parted", runner="processes", workers=2, **asked), return_state=True
     )

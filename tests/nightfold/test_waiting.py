@@ -1,8 +1,9 @@
 """Folds are taken in the order that leaves no core idle while the last ones run."""
 
 import heapq
+import json
 import math
-from itertools import chain, count, product
+from itertools import count
 from typing import ClassVar
 
 import pyarrow as pa
@@ -16,7 +17,8 @@ from nightfold.finaljob import Ahead, FinalJob
 from nightfold.foldresult import FirstEpochs, FoldHandle, FoldJob
 from nightfold.racing import Race
 from nightfold.store import Store
-from nightfold.waiting import AGAIN, Waiting, plan, seconds_before
+from nightfold.training import Epoch
+from nightfold.waiting import REBUILD, Waiting, seconds_before
 
 SHORT = Candidate(name="short", architecture="dense", epochs=2)
 LONG = Candidate(name="long", architecture="dense", epochs=3)
@@ -71,7 +73,7 @@ def run(waiting, workers, clock, seconds, accuracy=None):
                 if isinstance(job, FinalJob):
                     took, name = took * job.plan.folds / (job.plan.folds - 1), job.label
                 elif job.label in begun:
-                    took, name = took * (1 - begun[job.label]) + AGAIN, f"rest of {job.label}"
+                    took, name = took * (1 - begun[job.label]) + REBUILD, f"rest of {job.label}"
             heapq.heappush(training, (clock.now + took, next(order), job))
             ran.append((name, clock.now, clock.now + took))
         if not training:
@@ -214,21 +216,6 @@ def test_it_is_as_good_as_longest_first_when_folds_take_what_they_took(
     assert last <= max(ends) + sum(ends) / workers / 500
 
 
-@given(
-    seconds=st.lists(st.integers(0, 100), min_size=3, max_size=3),
-    folds=st.integers(1, 5),
-    free=st.tuples(st.integers(0, 100), st.integers(0, 100)),
-)
-def test_two_workers_get_the_best_plan_there_is(seconds, folds, free):
-    every = list(map(sum, product(*([each * n for n in range(folds + 1)] for each in seconds))))
-    total = folds * sum(seconds)
-    best = min(max(free[0] + mine, free[1] + total - mine) for mine in every)
-    planned = plan(free, seconds * folds)
-    assert sorted(chain(*planned)) == sorted(seconds * folds)
-    ends = [start + sum(own) for start, own in zip(free, planned, strict=True)]
-    assert max(ends) <= best + (3 * folds) * total / 2 / 500
-
-
 class TestAFoldInTwoParts:
     """Folds of ten epochs and 40 s, on workers that none of the others can fill."""
 
@@ -246,7 +233,7 @@ class TestAFoldInTwoParts:
     def test_five_folds_on_two_workers_take_as_long_as_two_and_a_half(self, night):
         """The rest of the fifth, beside the last epochs of the fourth, is built a second time."""
         ran = night(folds=5, workers=2)
-        assert last_end(ran) <= 2.5 * 40 + AGAIN
+        assert last_end(ran) <= 2.5 * 40 + REBUILD
         [first] = [each for each in ran if "to epoch" in each[0]]
         [rest] = [each for each in ran if "rest of" in each[0]]
         assert first[0].startswith(rest[0].removeprefix("rest of "))
@@ -256,22 +243,46 @@ class TestAFoldInTwoParts:
         ("folds", "workers", "at_most"), [(3, 2, 1.5), (5, 4, 1.5), (7, 3, 2.6)]
     )
     def test_so_do_others_that_workers_cannot_share(self, night, folds, workers, at_most):
-        assert last_end(night(folds, workers)) <= at_most * 40 + AGAIN
+        assert last_end(night(folds, workers)) <= at_most * 40 + REBUILD
 
     @pytest.mark.parametrize(("folds", "workers"), [(4, 2), (5, 1), (1, 2), (6, 3)])
     def test_whole_folds_are_preferred_where_nothing_is_gained(self, night, folds, workers):
         assert {name for name, *_ in night(folds, workers)} == {"ten"}
 
     def test_a_fold_is_not_parted_for_less_than_it_costs(self, tmp_path, fold_jobs, clock):
-        remember(tmp_path, "2024-01-01", ten=AGAIN * 3)
+        remember(tmp_path, "2024-01-01", ten=REBUILD * 3)
         due = fold_jobs(tmp_path, TEN, folds=5)
-        ran = run(Waiting(due, at_once=2, clock=clock), 2, clock, {"ten": AGAIN * 3})
+        ran = run(Waiting(due, at_once=2, clock=clock), 2, clock, {"ten": REBUILD * 3})
         assert {name for name, *_ in ran} == {"ten"}
+
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            Candidate(name="ten", architecture="deep", epochs=10, early_stopping={"patience": 1}),
+            Candidate(name="ten", architecture="mine:network", epochs=10),
+            Candidate(name="ten", architecture="deep", epochs=10, ensemble=9),
+        ],
+        ids=["may end early", "may keep something in Python", "nine networks to build again"],
+    )
+    def test_some_folds_are_not_parted(self, tmp_path, fold_jobs, clock, recipe):
+        due = fold_jobs(tmp_path, recipe, folds=5)
+        ran = run(Waiting(due, at_once=2, clock=clock), 2, clock, {"ten": 40.0})
+        assert {name for name, *_ in ran} == {"ten"}
+
+    def test_what_was_begun_before_takes_what_is_left_of_it(self, tmp_path, fold_jobs, clock):
+        remember(tmp_path, "2024-01-01", ten=40.0, long=30.0)
+        due = [*fold_jobs(tmp_path, TEN, folds=1), *fold_jobs(tmp_path, LONG, folds=2)]
+        epoch = {**dict.fromkeys(Epoch.model_fields, 0.5), "epoch": 9}
+        due[0].folder.mkdir(parents=True)
+        (due[0].folder / "progress.json").write_text(json.dumps(epoch))
+        assert names(Waiting(due))[0] == "ten"
+        (due[0].folder / "checkpoint.npz").touch()
+        assert names(Waiting(due))[-1] == "ten"
 
     def test_the_first_night_knows_it_as_soon_as_a_fold_was_timed(self, tmp_path, fold_jobs, clock):
         due = fold_jobs(tmp_path, TEN, folds=5)
         ran = run(Waiting(due, at_once=2, clock=clock), 2, clock, {"ten": 40.0})
-        assert last_end(ran) <= 2.5 * 40 + AGAIN
+        assert last_end(ran) <= 2.5 * 40 + REBUILD
 
     def test_folds_that_take_longer_than_before_are_all_trained(self, night):
         assert sum(end - start for _, start, end in night(5, 2, seconds=90.0)) >= 5 * 90.0

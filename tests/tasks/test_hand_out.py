@@ -98,7 +98,7 @@ def test_a_fold_that_ended_is_replaced_before_anything_is_made_of_it(tmp_path, f
 
 
 def test_the_first_epochs_of_a_fold_are_a_job_of_their_own(tmp_path, fold_jobs, monkeypatch):
-    monkeypatch.setattr("nightfold.waiting.AGAIN", 0.01)
+    monkeypatch.setattr("nightfold.waiting.REBUILD", 0.01)
     asked = fold_jobs(tmp_path, LONG, folds=5)
     with Pool(2, before=3, long=60) as pool:
         ended = dict(hand_out(pool, Waiting(asked, at_once=2)))
