@@ -76,6 +76,10 @@ def test_where_two_workers_end_last_one_of_them_can_end_sooner():
     assert after[1] < 70
 
 
+def test_a_fold_of_a_worker_that_does_not_end_last_stays_whole():
+    assert in_two([0, 0, 100], [[40], [40, 40], []], [Whole(40, 10, 2)] * 3) is None
+
+
 @pytest.mark.parametrize(
     ("free", "fold"),
     [

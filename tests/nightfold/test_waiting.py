@@ -249,6 +249,15 @@ class TestAFoldInTwoParts:
     def test_whole_folds_are_preferred_where_nothing_is_gained(self, night, folds, workers):
         assert {name for name, *_ in night(folds, workers)} == {"ten"}
 
+    def test_a_first_part_keeps_its_worker_no_longer_than_it_takes(
+        self, tmp_path, fold_jobs, clock
+    ):
+        """Four workers could share these folds in 89 s."""
+        remember(tmp_path, "2024-01-01", ten=40.0, long=25.0)
+        due = [*fold_jobs(tmp_path, TEN, folds=7), *fold_jobs(tmp_path, LONG, folds=3)]
+        ran = run(Waiting(due, at_once=4, clock=clock), 4, clock, {"ten": 40.0, "long": 25.0})
+        assert last_end(ran) <= 95
+
     def test_a_fold_is_not_parted_for_less_than_it_costs(self, tmp_path, fold_jobs, clock):
         remember(tmp_path, "2024-01-01", ten=REBUILD * 3)
         due = fold_jobs(tmp_path, TEN, folds=5)
