@@ -5,6 +5,7 @@ Files are made before anything is timed.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,18 @@ from nightfold.dataset import Dataset, Split
 from nightfold.experiment import shipped
 
 
+@cache
 def mnist() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-    """Training images, their labels, test images, their labels; images (n, 28, 28)."""
+    """Training images, their labels, test images, their labels; images (n, 28, 28).
+
+    Read once in a process, and not to be written to.
+    """
     contents = sources.read(f"parquet:{shipped('data', 'mnist')}")
     train, test = contents.train, contents.test
-    return train.images[..., 0], train.labels, test.images[..., 0], test.labels
+    arrays = (train.images[..., 0], train.labels, test.images[..., 0], test.labels)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
 
 
 def write_snapshot(folder: Path, rows: int) -> Dataset:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from nightfold import sources
@@ -63,15 +64,27 @@ def mnist_train(mnist: Dataset) -> Split:
 
 
 @pytest.fixture(scope="session")
-def small_mnist(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def small_parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the first 600 and 200 rows of MNIST, for which 70,000 need not be decoded."""
+    folder = tmp_path_factory.mktemp("small") / "digits"
+    folder.mkdir()
+    for split, rows in (("train", 600), ("test", 200)):
+        table = pq.read_table(shipped("data", "mnist", f"{split}.parquet"))
+        pq.write_table(table.slice(0, rows), folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_mnist(small_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The first 600 and 200 rows of MNIST as a snapshot."""
+    source = sources.read(f"parquet:{small_parquet}")
     return Dataset.write(
         tmp_path_factory.mktemp("small_mnist"),
         name="small-mnist",
         origin="mnist (first 600 and 200 rows)",
-        class_names=mnist.class_names,
-        train=Split(mnist.train.images[:600], mnist.train.labels[:600]),
-        test=Split(mnist.test.images[:200], mnist.test.labels[:200]),
+        class_names=source.class_names,
+        train=source.train,
+        test=source.test,
     )
 
 

@@ -27,19 +27,24 @@ def address(bench, free_port):
     return address
 
 
-def settings(artifacts, **changes):
-    return Settings(
-        experiment="tutorial",
-        limit=300,
-        folds=3,
-        epochs=1,
-        candidates=["baseline", "deep"],
-        artifacts=str(artifacts),
-        **changes,
-    )
+@pytest.fixture
+def settings(small_parquet):
+    def make(artifacts, **changes):
+        return Settings(
+            experiment="tutorial",
+            dataset=f"parquet:{small_parquet}",
+            limit=300,
+            folds=3,
+            epochs=1,
+            candidates=["baseline", "deep"],
+            artifacts=str(artifacts),
+            **changes,
+        )
+
+    return make
 
 
-def test_scores_are_those_of_one_fold_after_the_other(address, tmp_path):
+def test_scores_are_those_of_one_fold_after_the_other(address, settings, tmp_path):
     """Promise 1: whatever the order and the workers."""
     alone = evaluate(settings(tmp_path / "alone", runner="sequential"))
     state = evaluate(settings(tmp_path / "dask", runner="dask", address=address), return_state=True)
@@ -54,7 +59,7 @@ def test_scores_are_those_of_one_fold_after_the_other(address, tmp_path):
     assert "candidate:deep" in steps["train deep repeat 1 fold 3"].tags
 
 
-def test_a_scheduler_that_does_not_answer_is_named(bench, free_port, tmp_path):
+def test_a_scheduler_that_does_not_answer_is_named(bench, settings, free_port, tmp_path):
     nobody = f"tcp://127.0.0.1:{free_port()}"
     state = evaluate(settings(tmp_path, runner="dask", address=nobody), return_state=True)
     assert isinstance(state.result(raise_on_failure=False), UsageError)

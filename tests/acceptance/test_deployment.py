@@ -62,10 +62,11 @@ def deployed(bench):
 
 
 @pytest.fixture(scope="module")
-def on_demand(deployed, tmp_path_factory):
+def on_demand(deployed, small_parquet, tmp_path_factory):
     """A finished run that a worker has taken from the pool, and its artifacts folder."""
     artifacts = tmp_path_factory.mktemp("artifacts")
     settings = {
+        "dataset": f"parquet:{small_parquet}",
         "limit": 300,
         "folds": 2,
         "epochs": 1,
@@ -179,9 +180,14 @@ def test_the_ui_shows_report_scores_and_validation(on_demand):
 
 @slow
 def test_a_cancelled_run_ends_soon_and_leaves_no_process(
-    on_demand, deployed, processes_of, tmp_path
+    on_demand, deployed, processes_of, small_parquet, tmp_path
 ):
-    settings = {"epochs": 500, "candidates": ["baseline"], "artifacts": str(tmp_path)}
+    settings = {
+        "dataset": f"parquet:{small_parquet}",
+        "epochs": 5000,
+        "candidates": ["baseline"],
+        "artifacts": str(tmp_path),
+    }
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(
             read_deployment("retrain/on-demand").id, parameters={"settings": settings}

@@ -190,16 +190,23 @@ def test_a_command_that_is_stopped_does_not_wait_for_imports_that_never_end(monk
     assert time.monotonic() - started < 30
 
 
+@pytest.fixture(scope="module")
+def prefect_home(tmp_path_factory):
+    """Of one night after the other: only the first makes its database."""
+    return tmp_path_factory.mktemp("prefect")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_every_process_of_a_night_stops_it_as_one_to_the_command_does(
-    sent, exit_code, tmp_path
+    sent, exit_code, small_parquet, prefect_home, tmp_path
 ):
     """A terminal and a service manager tell workers and server as well, which must hear the end."""
+    asked = ("--dataset", f"parquet:{small_parquet}", "--epochs", "1000")
     night = subprocess.Popen(
-        [NIGHTFOLD, "evaluate", "--limit", "200", "--epochs", "1000", "--artifacts", tmp_path],
+        [NIGHTFOLD, "evaluate", *asked, "--artifacts", tmp_path],
         cwd=ROOT,
-        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
+        env={**os.environ, "PREFECT_HOME": str(prefect_home)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -32,7 +32,6 @@ from nightfold.experiment import shipped
 from nightfold.history import History
 from nightfold.planner import Earlier
 from nightfold.registry import Registry
-from nightfold.sources import write_native
 from nightfold.statistics import score_interval
 from nightfold.store import TEMPORARY, Store
 
@@ -56,17 +55,15 @@ def lax(experiment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def settings(small_mnist, tmp_path_factory):
-    """A function that makes settings of a short night; the 60,000 rows need not be read for it."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    write_native(folder, small_mnist)
-    experiment = folder.parent / "short.toml"
+def settings(small_parquet, tmp_path_factory):
+    """A function that makes settings of a short night."""
+    experiment = tmp_path_factory.mktemp("experiment") / "short.toml"
     experiment.write_text(lax(shipped("experiments", "tutorial.toml").read_text()))
 
     def make(artifacts, **changes):
         values = {
             "experiment": str(experiment),
-            "dataset": f"parquet:{folder}",
+            "dataset": f"parquet:{small_parquet}",
             "folds": 2,
             "epochs": 1,
             "candidates": ["baseline", "deep"],

@@ -14,7 +14,6 @@ from flows.settings import Settings
 from nightfold.experiment import RacingChoice
 from nightfold.history import History
 from nightfold.registry import Registry
-from nightfold.sources import write_native
 from nightfold.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -52,18 +51,16 @@ DECIDED = ["candidate_a", "candidate_b", "verdict", "sentence", "mean_difference
 
 
 @pytest.fixture(scope="module")
-def settings(small_mnist, tmp_path_factory):
+def settings(small_parquet, tmp_path_factory):
     """A function that makes settings of a race over learning rates."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    write_native(folder, small_mnist)
-    experiment = folder.parent / "rates.toml"
+    experiment = tmp_path_factory.mktemp("experiment") / "rates.toml"
     candidates = "".join(CANDIDATE.format(name=n, rate=r) for n, r in RATES.items())
     experiment.write_text(POLICY + RULE + candidates)
 
     def make(artifacts, **changes):
         values = {
             "experiment": str(experiment),
-            "dataset": f"parquet:{folder}",
+            "dataset": f"parquet:{small_parquet}",
             "runner": "sequential",
             "artifacts": str(artifacts),
         }

@@ -1,5 +1,7 @@
 """An arena with a Prefect server of its own, ready for nights to be disturbed in."""
 
+import fcntl
+
 import pytest
 
 from tests.acceptance.chaos.arena import Arena, Server
@@ -15,8 +17,14 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def arena(server, tmp_path_factory):
-    arena = Arena(tmp_path_factory.mktemp("arena"), server)
-    arena.prepare()
+def arena(server, worker_id, tmp_path_factory):
+    """Processes of tests side by side share the two nights that it takes to prepare it."""
+    own = tmp_path_factory.mktemp("arena")
+    folder = own if worker_id == "master" else own.parent.parent / "arena"
+    folder.mkdir(exist_ok=True)
+    arena = Arena(folder, server)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        arena.prepare()
     yield arena
     arena.end()
