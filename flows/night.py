@@ -22,7 +22,7 @@ from prefect.task_runners import TaskRunner
 
 from flows import logs
 from flows.settings import Settings
-from nightfold import __version__, lock, signature
+from nightfold import __version__, gpu, lock, signature
 from nightfold.dataset import DatasetHandle
 from nightfold.difference import Record
 from nightfold.errors import NightfoldError
@@ -97,6 +97,8 @@ class Run:
             self.store.sweep()
             make_folder(self.folder)
             logs.keep(self.log)
+            if (device := gpu.told()) is not None:
+                tell(device)
             yield
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from nightfold import gpu
 from nightfold.experiment import Experiment, Runner, load_experiment
 from nightfold.images import Channels
 
@@ -34,7 +35,9 @@ class Settings(BaseModel):
     repeats: int | None = Field(None, description="repeats of the plan")
     epochs: int | None = Field(None, description="epochs of every candidate")
     seed: int | None = Field(None, description="of initial weights and order of rows")
-    workers: int | None = Field(None, ge=1, description="folds at once; one a core if empty")
+    workers: int | None = Field(
+        None, ge=1, description="folds at once; one a core if empty, on a GPU 4"
+    )
     runner: Runner = Field("processes", description="where folds run")
     address: str | None = Field(None, description="Dask scheduler, such as tcp://127.0.0.1:8786")
     artifacts: str = Field("artifacts", description="folder that runs write to")
@@ -75,7 +78,7 @@ class Settings(BaseModel):
             return 1
         if self.workers is not None:
             return self.workers
-        return cores()
+        return cores() if gpu.name() is None else min(cores(), gpu.WORKERS)
 
     @property
     def at_once(self) -> int | None:

@@ -1,13 +1,15 @@
 """The Keras backend: start TensorFlow once in a process, quietly and with one thread.
 
 Folds run side by side, one a core, which is faster than one fold on all cores; and the number of
-threads changes the order of sums, so scores are only reproducible with a fixed one.
+threads changes the order of sums, so scores are only reproducible with a fixed one. Folds that
+share a GPU leave it to each other, and compute on it as exactly and repeatably as it can.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import threading
 import weakref
@@ -16,7 +18,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from nightfold.errors import NightfoldError
+from nightfold import gpu
+from nightfold.errors import DeviceFailed, NightfoldError
 from nightfold.imports import few_collections, hidden
 
 _EXTRAS = ("matplotlib", "pandas", "sklearn")
@@ -55,17 +58,33 @@ def start() -> None:
                 importlib.import_module("tensorflow")
     import tensorflow as tf
 
+    _share_gpu()
     if threads() == 1:
         return
-    with suppress(RuntimeError):
-        for gpu in tf.config.list_physical_devices("GPU"):
-            # Workers share a GPU; by default the first would take all of its memory.
-            tf.config.experimental.set_memory_growth(gpu, True)
+    # A GPU that cannot be used is told by the first training, not by the end of a worker.
+    with suppress(RuntimeError, tf.errors.OpError):
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.config.list_logical_devices()
     # Every fold traces graphs of its own, which TensorFlow takes for a mistake and warns of.
     tf.get_logger().setLevel("ERROR")
+
+
+def _share_gpu() -> None:
+    """Train on the first GPU, if there is one, with the same numbers every time."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return
+    # Kernels that add up in whatever order, or that are chosen by a race, give other numbers.
+    tf.config.experimental.enable_op_determinism()
+    # Matrix units would round what they multiply to 10 bits.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    with suppress(RuntimeError):  # in use already
+        tf.config.set_visible_devices(gpus[:1], "GPU")
+        # By default the first worker would take all of its memory.
+        tf.config.experimental.set_memory_growth(gpus[0], True)
 
 
 def threads() -> int:
@@ -91,6 +110,50 @@ def require_one_thread() -> None:
             "scores in their last digits; call nightfold.backend.start() before anything else "
             "uses TensorFlow, or train in worker processes."
         )
+
+
+def require_gpu() -> None:
+    """Refuse to train on the processor what would be taken for trained on the GPU.
+
+    Raises
+    ------
+    NightfoldError
+        If there is a GPU with its libraries but TensorFlow does not use it.
+    """
+    import tensorflow as tf
+
+    if gpu.name() is not None and not tf.config.list_physical_devices("GPU"):
+        raise NightfoldError(
+            f"TensorFlow cannot use the {gpu.name()}: its driver or libraries do not fit; install "
+            '"tensorflow[and-cuda]", or hide the GPU with CUDA_VISIBLE_DEVICES=-1.'
+        )
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether TensorFlow tells of memory or of a GPU and not of the code that it ran."""
+    from tensorflow import errors
+
+    return isinstance(error, errors.ResourceExhaustedError) or (
+        isinstance(error, errors.OpError)
+        and gpu.name() is not None
+        and re.search("CUDA|cuDNN|cuBLAS|DNN library", error.message) is not None
+    )
+
+
+@contextmanager
+def failures_told(what: str) -> Iterator[None]:
+    """Raise those failures as `DeviceFailed`, in a sentence that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_failure(error):
+            raise
+        reason = str(getattr(error, "message", error)).strip().partition("\n")[0][:200].rstrip(".")
+        hide = " or hide the GPU with CUDA_VISIBLE_DEVICES=-1" if gpu.name() else ""
+        raise DeviceFailed(
+            f"{what} failed for want of memory or of a working GPU ({reason}): give fewer "
+            f"--workers{hide}."
+        ) from error
 
 
 @contextmanager

@@ -60,6 +60,10 @@ class NotWritten(NightfoldError):
     """A file cannot be written: the disk is full, read-only or broken."""
 
 
+class DeviceFailed(NightfoldError):
+    """A training has met the end of the memory, or a GPU that failed; trying again may help."""
+
+
 class Busy(NightfoldError):
     """Another run has the artifacts folder."""
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nightfold import __version__
+from nightfold import __version__, gpu
 from nightfold.dataset import DatasetHandle
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
@@ -382,13 +382,17 @@ class FirstEpochs(BaseModel):
 
 
 def code_versions() -> dict[str, str | int]:
-    """Versions of all code that decides numbers, as they are part of every key."""
-    return {
+    """Versions of all code that decides numbers, as they are part of every key.
+
+    So is the GPU, if folds train on one: it rounds otherwise than a processor or another GPU.
+    """
+    versions: dict[str, str | int] = {
         "engine": ENGINE,
         "code": __version__,
         "tensorflow": version("tensorflow"),
         "keras": version("keras"),
     }
+    return versions if gpu.name() is None else {**versions, "gpu": str(gpu.name())}
 
 
 def code_behind(candidate: Candidate) -> dict[str, str | int]:

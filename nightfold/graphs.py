@@ -123,7 +123,7 @@ def epoch_graph(
     callable
         ``(*Rows.of(order), rates float32 (steps,), first_step int32)`` in, sum of the losses over
         rows (float64; with the penalties of layers, as Keras tells it) and number of rows predicted
-        right (int32) out. The last step of an epoch is smaller if the batch size does not divide
+        right (int64) out. The last step of an epoch is smaller if the batch size does not divide
         its rows; a call takes whole batches otherwise.
     """
     import tensorflow as tf
@@ -141,9 +141,10 @@ def epoch_graph(
             total = tf.add_n([loss, *(tf.cast(tf.reduce_sum(p), loss.dtype) for p in penalty)])
         gradients = tape.gradient(total, [v.value for v in variables])
         apply_step(optimizer, gradients, variables, rate)
-        correct = tf.argmax(probabilities, axis=1, output_type=tf.int32) == y
+        # In int64: a GPU leaves comparing and adding up int32 to the processor.
+        correct = tf.argmax(probabilities, axis=1) == tf.cast(y, tf.int64)
         n = tf.cast(tf.shape(y)[0], tf.float64)
-        return tf.cast(total, tf.float64) * n, tf.reduce_sum(tf.cast(correct, tf.int32))
+        return tf.cast(total, tf.float64) * n, tf.reduce_sum(tf.cast(correct, tf.int64))
 
     @tf.function(autograph=False, reduce_retracing=True)
     def epoch(images: Any, labels: Any, order: Any, rates: Any, first_step: Any) -> tuple[Any, Any]:
@@ -161,7 +162,7 @@ def epoch_graph(
         _, loss, correct = tf.while_loop(
             lambda i, *_: i < full,
             body,
-            (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0)),
+            (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64)),
             parallel_iterations=1,
         )
 

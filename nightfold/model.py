@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nightfold.backend import is_failure
 from nightfold.dataset import Dataset
 from nightfold.draws import own_draws
 from nightfold.errors import UsageError
@@ -129,6 +130,8 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
         except UsageError:
             raise
         except Exception as error:  # a function of the user's may raise anything
+            if is_failure(error):
+                raise
             shape = "x".join(map(str, dataset.image_shape))
             raise UsageError(
                 f"The architecture {candidate.architecture!r} cannot be built for images of "
@@ -338,10 +341,12 @@ def _own_settings() -> Iterator[None]:
     floatx, policy, order = config.floatx(), config.dtype_policy(), config.image_data_format()
     epsilon = config.epsilon()
     eagerly, determined = tf.config.functions_run_eagerly(), tf_config.is_op_determinism_enabled()
+    rounded = tf_config.tensor_float_32_execution_enabled()
     try:
         yield
     finally:
         tf.config.run_functions_eagerly(eagerly)
+        tf_config.enable_tensor_float_32_execution(rounded)
         if not determined:
             tf_config.disable_op_determinism()
         tf.compat.v1.reset_default_graph = reset

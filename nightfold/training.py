@@ -120,14 +120,18 @@ def train(
     UsageError
         If the architecture cannot be built or trained, or gives no probabilities.
     NightfoldError
-        If the loss or a weight is no longer a number, or TensorFlow keeps several threads.
+        If the loss or a weight is no longer a number, or TensorFlow keeps several threads or does
+        not use the GPU that there is.
+    DeviceFailed
+        If the memory or the GPU failed.
     """
     if np.intersect1d(train_rows, scored_rows).size:
         raise ValueError("rows to score are among the rows to train on")
     backend.start()
     backend.require_one_thread()
+    backend.require_gpu()
     members = []
-    with backend.graphs_given_back():
+    with backend.graphs_given_back(), backend.failures_told(f"The training of {candidate.name}"):
         for member in range(candidate.ensemble):
             before = member * candidate.epochs
             members.append(
@@ -262,14 +266,12 @@ def _set_aside(
 @contextmanager
 def _code_of(architecture: str) -> Iterator[None]:
     """Tell a mistake in an architecture of the user's own, which shows when its graph is made."""
-    import tensorflow as tf
-
     try:
         yield
-    except (NightfoldError, MemoryError, tf.errors.ResourceExhaustedError):
+    except (NightfoldError, MemoryError):
         raise
     except Exception as error:
-        if not is_own(architecture):
+        if not is_own(architecture) or backend.is_failure(error):
             raise
         build = find(architecture)
         if isinstance(error, OSError) and line_of(error, build) is None:

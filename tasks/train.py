@@ -12,13 +12,15 @@ from prefect import Task, get_run_logger, task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 
-from nightfold.errors import NightfoldError
+from nightfold.errors import DeviceFailed, NightfoldError
 from nightfold.foldresult import FoldHandle, FoldJob
 
 
 def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether trying again can help: a user's mistake stays one."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, DeviceFailed):
+        return True
     return not isinstance(error, NightfoldError | ValueError | TypeError | ImportError)
 
 

@@ -64,9 +64,9 @@ class NightOptions:
     folds: Annotated[int | None, typer.Option(help="Folds of the plan.")] = None
     repeats: Annotated[int | None, typer.Option(help="Repeats of the plan.")] = None
     epochs: Annotated[int | None, typer.Option(help="Epochs of every candidate.")] = None
-    workers: Annotated[int | None, typer.Option(help="Folds at once; by default one a core.")] = (
-        None
-    )
+    workers: Annotated[
+        int | None, typer.Option(help="Folds at once; by default one a core, on a GPU 4.")
+    ] = None
     runner: Annotated[str, typer.Option(help="processes, threads, sequential or dask.")] = (
         "processes"
     )

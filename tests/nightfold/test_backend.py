@@ -65,3 +65,19 @@ def test_whoever_uses_keras_beside_nightfold_has_all_of_it():
         "print(keras.wrappers.SKLearnClassifier(keras.Sequential()).__sklearn_tags__ is not None)"
     )
     assert threads_after(code) == "True"
+
+
+def test_a_gpu_is_shared_and_asked_for_the_same_numbers_every_time():
+    code = """
+import tensorflow as tf
+from nightfold import backend
+asked = []
+tf.config.list_physical_devices = lambda kind: ["first", "second"]
+tf.config.set_visible_devices = lambda gpus, kind: asked.append(gpus)
+tf.config.experimental.set_memory_growth = lambda gpu, grow: asked.append((gpu, grow))
+backend.start()
+from tensorflow.python.framework import config
+told = config.is_op_determinism_enabled(), config.tensor_float_32_execution_enabled()
+print(asked == [["first"], ("first", True)], *told, backend.threads())
+"""
+    assert threads_after(code) == "True True False 1"

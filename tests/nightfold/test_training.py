@@ -9,11 +9,12 @@ from collections import Counter
 import keras
 import numpy as np
 import pytest
-from tensorflow.python.framework import kernels
+import tensorflow as tf
+from tensorflow.python.framework import config, kernels
 
 from nightfold import backend
 from nightfold.dataset import Dataset, Split
-from nightfold.errors import NightfoldError, UsageError
+from nightfold.errors import DeviceFailed, NightfoldError, UsageError
 from nightfold.experiment import Augmentation, Candidate, EarlyStopping, Optimizer, Schedule
 from nightfold.graphs import EVALUATION_BATCH, epoch_graph, evaluation_graph, rows_of
 from nightfold.model import build_model, build_network
@@ -457,13 +458,34 @@ GPU_BUILD = any(
 )
 
 
+@pytest.fixture
+def determined():
+    """Deterministic operations, which a GPU is asked for."""
+    config.enable_op_determinism()
+    yield
+    config.disable_op_determinism()
+
+
 @pytest.mark.skipif(not GPU_BUILD, reason="TensorFlow was built without GPU kernels")
-@pytest.mark.parametrize("name", ["baseline", "batch_norm", "deep", "swift", "sharp"])
-def test_all_that_is_left_to_a_gpu_has_a_kernel_there(small_mnist, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("baseline", "rmsprop"),
+        ("batch_norm", "momentum"),
+        ("deep", "nesterov"),
+        ("swift", "adam"),
+        ("sharp", "adamw"),
+    ],
+)
+def test_all_that_is_left_to_a_gpu_has_a_kernel_there(
+    small_mnist, monkeypatch, determined, name, optimizer
+):
     # Graphs as they are where there is one.
     monkeypatch.setattr("tensorflow.config.list_logical_devices", lambda _kind: ["a GPU"])
     moves = Augmentation(rotation=10, shift=0.1, zoom=0.1)
-    recipe = candidate(name, augmentation=moves, label_smoothing=0.1)
+    recipe = candidate(
+        name, augmentation=moves, label_smoothing=0.1, optimizer=OPTIMIZERS[optimizer]
+    )
     network = build_network(recipe, scaler_for(small_mnist, TRAIN), small_mnist, seed=3)
     model = network.model
     optimizer = make_optimizer(recipe.optimizer)
@@ -485,6 +507,31 @@ def test_all_that_is_left_to_a_gpu_has_a_kernel_there(small_mnist, monkeypatch, 
     ]
     assert {"MatMul", "Conv2D", "Cast"} <= {node.op for node in left}
     assert not {node.op for node in left if not runs_on_a_gpu(node)}
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "sharp"])
+def test_deterministic_operations_are_no_other_training(small_mnist, determined, name):
+    """As a GPU is asked for them; here they are the processor's own."""
+    recipe = candidate(name, epochs=1, augmentation=Augmentation(rotation=10), label_smoothing=0.1)
+    asked = run(small_mnist, recipe)
+    config.disable_op_determinism()
+    assert np.allclose(asked.probabilities, run(small_mnist, recipe).probabilities, atol=1e-5)
+
+
+def test_want_of_memory_is_told_and_worth_another_attempt(small_mnist, monkeypatch):
+    def exhausted(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating 9 GB\nMore.")
+
+    monkeypatch.setattr("nightfold.training.build_network", exhausted)
+    with pytest.raises(DeviceFailed, match=r"baseline failed .*OOM when allocating 9 GB\): give"):
+        run(small_mnist, candidate())
+
+
+def test_a_gpu_that_tensorflow_cannot_use_is_refused(small_mnist, monkeypatch):
+    """Its key says that a fold was trained there."""
+    monkeypatch.setattr("nightfold.gpu.name", lambda: "NVIDIA H200")
+    with pytest.raises(NightfoldError, match=r"cannot use the NVIDIA H200.*CUDA_VISIBLE_DEVICES"):
+        run(small_mnist, candidate())
 
 
 def test_all_rows_are_trained_on_in_one_call_however_many_make_a_batch(small_mnist, monkeypatch):
