@@ -149,10 +149,11 @@ def failures_told(what: str) -> Iterator[None]:
         if not is_failure(error):
             raise
         reason = str(getattr(error, "message", error)).strip().partition("\n")[0][:200].rstrip(".")
-        hide = " or hide the GPU with CUDA_VISIBLE_DEVICES=-1" if gpu.name() else ""
+        exhausted = type(error).__name__ == "ResourceExhaustedError"
+        failed = "ran out of memory" if exhausted else f"failed on the {gpu.name()}"
+        hide = ", or hide the GPU with CUDA_VISIBLE_DEVICES=-1" if gpu.name() else ""
         raise DeviceFailed(
-            f"{what} failed for want of memory or of a working GPU ({reason}): give fewer "
-            f"--workers{hide}."
+            f"{what} {failed} ({reason}): give fewer --workers or a smaller batch_size{hide}."
         ) from error
 
 

@@ -21,7 +21,8 @@ def name() -> str | None:
     The driver leaves out what ``CUDA_VISIBLE_DEVICES`` hides. Without NVIDIA's libraries, which
     come with ``tensorflow[and-cuda]``, TensorFlow trains on the processor.
     """
-    return _first_device() if _has_libraries() else None
+    device = _first_device()
+    return device if device is not None and _has_libraries() else None
 
 
 def told() -> str | None:

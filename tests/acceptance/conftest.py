@@ -68,7 +68,7 @@ class Bench:
 def end(process):
     process.terminate()
     try:
-        process.wait(timeout=30)
+        process.wait(timeout=10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -518,12 +518,41 @@ def test_deterministic_operations_are_no_other_training(small_mnist, determined,
     assert np.allclose(asked.probabilities, run(small_mnist, recipe).probabilities, atol=1e-3)
 
 
-def test_want_of_memory_is_told_and_worth_another_attempt(small_mnist, monkeypatch):
+def test_want_of_memory_is_no_mistake_of_the_architecture(small_mnist, monkeypatch):
     def exhausted(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating 9 GB\nMore.")
 
-    monkeypatch.setattr("nightfold.training.build_network", exhausted)
-    with pytest.raises(DeviceFailed, match=r"baseline failed .*OOM when allocating 9 GB\): give"):
+    monkeypatch.setattr("nightfold.model.find", lambda _name: exhausted)
+    with pytest.raises(DeviceFailed, match=r"baseline ran out of memory \(OOM .* 9 GB\): give few"):
+        run(small_mnist, candidate())
+
+
+def test_want_of_memory_is_no_mistake_of_a_train_step(small_mnist, monkeypatch, tmp_path):
+    (tmp_path / "hungry_networks.py").write_text("""
+import keras
+import tensorflow as tf
+
+class Hungry(keras.Model):
+    def train_step(self, data):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating 9 GB")
+
+def hungry(images, n_classes):
+    x = keras.layers.Flatten()(images)
+    return Hungry(images, keras.layers.Dense(n_classes, activation="softmax")(x))
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DeviceFailed, match="hungry ran out of memory"):
+        run(small_mnist, candidate("hungry_networks:hungry"))
+
+
+def test_a_gpu_that_fails_is_no_mistake_of_the_architecture(small_mnist, monkeypatch):
+    def failing(*_):
+        raise tf.errors.InternalError(None, None, "CUDA_ERROR_INVALID_PTX: a PTX JIT failed")
+
+    monkeypatch.setattr("nightfold.gpu.name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("nightfold.backend.require_gpu", lambda: None)
+    monkeypatch.setattr("nightfold.model.find", lambda _name: failing)
+    with pytest.raises(DeviceFailed, match=r"failed on the NVIDIA H200 .*CUDA_VISIBLE_DEVICES=-1"):
         run(small_mnist, candidate())
 
 

@@ -269,6 +269,7 @@ def test_what_an_architecture_sets_for_keras_ends_with_it(small_mnist, users):
     trained(small_mnist, users("other_epsilon"))
     trained(small_mnist, users("eager_and_determined_for_all"))
     assert not tf.config.functions_run_eagerly()
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
     assert keras.config.dtype_policy().name == "float32"
     assert keras.config.epsilon() == pytest.approx(1e-7)
     assert (trained(small_mnist, users("plain")).probabilities == alone.probabilities).all()

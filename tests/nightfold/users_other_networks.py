@@ -337,6 +337,7 @@ def compiled_with_its_own_rmsprop(i, n):
 def eager_and_determined_for_all(i, n):
     tf.config.run_functions_eagerly(True)
     tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     return head(i, n)
 
 
