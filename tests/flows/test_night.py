@@ -309,6 +309,13 @@ def test_the_champion_defends_its_place_on_folds_that_are_there_already(settings
     assert set(once["started_at"]) == set(old[old["candidate"] == first.best]["started_at"])
 
 
+def test_its_log_says_which_gpu_folds_train_on(settings, night, monkeypatch):
+    artifacts, _, _ = night
+    monkeypatch.setattr("nightfold.gpu.told", lambda: "Folds train on the GPU (NVIDIA H200).")
+    summary = evaluate(settings(artifacts, candidates=["baseline"]))
+    assert "(NVIDIA H200)" in (Store(artifacts).run(summary.run_id) / "log.jsonl").read_text()
+
+
 def test_a_cached_fold_whose_files_are_gone_is_trained_again(settings, night):
     artifacts, summary, _ = night
     jobs = json.loads((artifacts / "runs" / summary.run_id / "jobs.json").read_text())
