@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nightfold.backend import is_failure
+from nightfold.backend import failures_told, is_failure
 from nightfold.dataset import Dataset
 from nightfold.draws import own_draws
 from nightfold.errors import UsageError
@@ -102,7 +102,8 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
     from keras.src.random.seed_generator import global_seed_generator
 
     build = find(candidate.architecture)
-    with _BUILDING, own_draws(seed), _own_settings(), variables_made() as variables:
+    told_of = failures_told(f"The building of {candidate.name}")
+    with told_of, _BUILDING, own_draws(seed), _own_settings(), variables_made() as variables:
         keras.utils.set_random_seed(seed)
         inputs = keras.Input(dataset.image_shape, dtype="uint8", name="image")
         x, scaling = inputs, scaler.layers()

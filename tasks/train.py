@@ -19,9 +19,8 @@ from nightfold.foldresult import FoldHandle, FoldJob
 def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether trying again can help: a user's mistake stays one."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, DeviceFailed):
-        return True
-    return not isinstance(error, NightfoldError | ValueError | TypeError | ImportError)
+    mistakes = NightfoldError | ValueError | TypeError | ImportError
+    return isinstance(error, DeviceFailed) or not isinstance(error, mistakes)
 
 
 def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:

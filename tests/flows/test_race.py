@@ -187,10 +187,10 @@ def test_one_worker_decides_as_two_do(settings, night, tmp_path):
 
 def test_the_champions_recipe_is_never_stopped(settings, tmp_path):
     """However hopeless it is, as a candidate of the night or as its guest."""
-    first = retrain(settings(tmp_path, folds=4, candidates=["lost"]))
-    own = retrain(settings(tmp_path, folds=4))
+    first = retrain(settings(tmp_path, candidates=["lost"]))
+    own = retrain(settings(tmp_path))
     Registry(Store(tmp_path)).promote(first.final.version, "To defend its place once more.")
-    guest = retrain(settings(tmp_path, folds=4, candidates=["good", "other"]))
+    guest = retrain(settings(tmp_path, candidates=["good", "other"]))
     assert (own.guest, guest.guest) == (None, "champion")
-    assert {c.name: c.n for c in own.candidates}["lost"] == 4
-    assert {c.name: c.n for c in guest.candidates}["champion"] == 4
+    assert {c.name: c.n for c in own.candidates}["lost"] == 5
+    assert {c.name: c.n for c in guest.candidates}["champion"] == 5

@@ -37,10 +37,10 @@ def look(folder, seconds):
 
 @flow
 def scratch(folder, seconds):
-    print(FlowRunContext.get().client.api_url, flush=True)
     with make_runner("processes", 2) as runner:
         for future in [runner.submit(look, {"folder": folder, "seconds": seconds})] * 2:
             future.result()
+    return FlowRunContext.get().client.api_url
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     if sys.argv[3] == "flows.server":
         from flows.cli.server import prepare_prefect
         prepare_prefect(2)
-    scratch(sys.argv[1], float(sys.argv[2]))
+    print(scratch(sys.argv[1], float(sys.argv[2])))
 """
 
 
@@ -100,6 +100,24 @@ def wait_until(condition, seconds):
 
 
 @slow
+@pytest.mark.parametrize("own", ["uvicorn", "flows.server"])
+def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flow, tmp_path, own):
+    """Left alone, every worker would start a server of its own, which takes longer than a fold."""
+    process = flow(tmp_path, 0, own)
+    server = process.communicate(timeout=240)[0].strip().rstrip("/")
+    assert process.returncode == 0
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert seen
+    for worker in seen:
+        assert worker["server"].rstrip("/") == server
+        assert worker["tensorflow"]
+        # These would take a second that no fold needs.
+        assert not worker["pandas"]
+        assert not worker["matplotlib"]
+        assert not worker["sklearn"]
+
+
+@slow
 @pytest.mark.parametrize(
     ("own", "sent"),
     [
@@ -109,20 +127,11 @@ def wait_until(condition, seconds):
         ("uvicorn", signal.SIGKILL),
     ],
 )
-def test_workers_share_the_server_of_their_flow_have_tensorflow_loaded_and_die_with_it(
+def test_neither_workers_nor_server_outlive_an_interrupted_or_killed_flow(
     flow, tmp_path, own, sent
 ):
-    """Left alone, every worker would start a server of its own, which takes longer than a fold."""
     process = flow(tmp_path, 100, own)
-    server = process.stdout.readline().strip().rstrip("/")
     wait_until(lambda: list(tmp_path.glob("*.json")), 200)
-    for worker in (json.loads(path.read_text()) for path in tmp_path.glob("*.json")):
-        assert worker["server"].rstrip("/") == server
-        assert worker["tensorflow"]
-        # These would take a second that no fold needs.
-        assert not worker["pandas"]
-        assert not worker["matplotlib"]
-        assert not worker["sklearn"]
     started = children(process.pid)
     assert {int(path.stem) for path in tmp_path.glob("*.json")} <= set(started)
     assert any(own.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)

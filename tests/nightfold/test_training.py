@@ -523,8 +523,11 @@ def test_want_of_memory_is_no_mistake_of_the_architecture(small_mnist, monkeypat
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating 9 GB\nMore.")
 
     monkeypatch.setattr("nightfold.model.find", lambda _name: exhausted)
-    with pytest.raises(DeviceFailed, match=r"baseline ran out of memory \(OOM .* 9 GB\): give few"):
+    said = r"baseline ran out of memory \(OOM .* 9 GB\): give few"
+    with pytest.raises(DeviceFailed, match=said):
         run(small_mnist, candidate())
+    with pytest.raises(DeviceFailed, match=said):  # as a rehearsal does
+        build_network(candidate(), scaler_for(small_mnist, TRAIN), small_mnist, seed=3)
 
 
 def test_want_of_memory_is_no_mistake_of_a_train_step(small_mnist, monkeypatch, tmp_path):
