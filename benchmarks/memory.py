@@ -59,12 +59,12 @@ def read_memory(process: psutil.Process) -> dict[str, int]:
 
 
 def role(process: psutil.Process, command: int) -> str:
-    """What a process is in the run: the command itself, a worker, or Prefect's server."""
+    """What a process is: the command, a worker, what workers are copies of, or Prefect's server."""
     if process.pid == command:
         return "parent"
     words = " ".join(process.cmdline())
-    if "spawn_main" in words:
-        return "worker"
+    if "forkserver" in words:
+        return "loaded" if process.ppid() == command else "worker"
     return "server" if "prefect" in words or "uvicorn" in words else "other"
 
 

@@ -40,22 +40,30 @@ def leave_out_extras() -> None:
     _left_out[:] = _EXTRAS
 
 
-def start() -> None:
-    """Import TensorFlow and Keras and give them one thread; later calls do nothing.
+def load() -> None:
+    """Import TensorFlow and Keras, which do not compute yet; later calls do nothing.
 
     TensorFlow greets on the standard error of the process, below Python's reach and in spite of
     its log level; that stream is closed for the moment of the import, so that progress and errors
-    are all a user sees there. A process that has computed before keeps its threads.
+    are all a user sees there.
     """
     with _loading:  # folds in threads come here side by side
+        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        # A keras.json in the home may change the float type or the order of axes, and with them
+        # every score; without a place for it Keras neither reads nor writes one.
+        os.environ.setdefault("KERAS_HOME", os.devnull)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         if "tensorflow" not in sys.modules:
-            os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-            # A keras.json in the home may change the float type or the order of axes, and with them
-            # every score; without a place for it Keras neither reads nor writes one.
-            os.environ.setdefault("KERAS_HOME", os.devnull)
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             with _silent_stderr(), hidden(_left_out), few_collections():
                 importlib.import_module("tensorflow")
+
+
+def start() -> None:
+    """Load TensorFlow and Keras and give them one thread; later calls do nothing.
+
+    A process that has computed before keeps its threads.
+    """
+    load()
     import tensorflow as tf
 
     _share_gpu()

@@ -428,8 +428,14 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+def copied(flow):
+    """The process that the workers are copies of."""
+    children = psutil.Process(flow.pid).children()
+    return next(child for child in children if "forkserver" in " ".join(child.cmdline()))
+
+
 def workers_of(flow):
-    return [p for p in psutil.Process(flow.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    return copied(flow).children()
 
 
 LONG = {"epochs": 10, "candidates": ["deep"]}
@@ -460,11 +466,16 @@ def test_workers_die_with_their_flow_and_the_next_run_finishes_alike(
     assert [(c.accuracy_mean, c.log_loss_mean) for c in summary.candidates] == undisturbed
 
 
-def test_a_killed_worker_breaks_the_pool_and_the_flow_retries(settings, undisturbed, tmp_path):
+@pytest.mark.parametrize("killed", ["a worker", "what workers are copies of"])
+def test_a_killed_process_breaks_the_pool_and_the_flow_retries(
+    settings, undisturbed, tmp_path, killed
+):
     artifacts = tmp_path / "a"
     flow = start(settings(artifacts, runner="processes", workers=2, **LONG))
     wait_for(lambda: list(artifacts.glob("folds/*/checkpoint.npz")))
-    workers_of(flow)[-1].kill()
+    workers = workers_of(flow)
+    (workers[-1] if killed == "a worker" else copied(flow)).kill()
+    wait_for(lambda: not any(worker.is_running() for worker in workers), seconds=20)
     assert flow.wait(timeout=240) == 0
     scores = pd.read_parquet(artifacts / "scores")
     assert [(scores["accuracy"].mean(), scores["log_loss"].mean())] == undisturbed

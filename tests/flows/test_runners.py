@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
+import psutil
 import pytest
 
-from flows.runners import _contain_exits, make_runner
+from flows.runners import make_runner
+from flows.workers import contain_exits
+from nightfold import gpu
 from nightfold.errors import UsageError
 from nightfold.experiment import shipped
 
@@ -28,7 +31,8 @@ from flows.runners import make_runner
 
 @task
 def look(folder, seconds):
-    seen = {"server": PREFECT_API_URL.value()}
+    seen = {"server": PREFECT_API_URL.value(), "set since": os.environ.get("SET_SINCE")}
+    seen["copied"] = "flows.loaded" in Path("/proc/self/cmdline").read_text()
     modules = ("tensorflow", "pandas", "matplotlib", "sklearn")
     seen |= {name: name in sys.modules for name in modules}
     Path(folder, f"{os.getpid()}.part").write_text(json.dumps(seen))
@@ -49,6 +53,8 @@ if __name__ == "__main__":
         from flows.cli.server import prepare_prefect
         prepare_prefect(2)
     print(scratch(sys.argv[1], float(sys.argv[2])))
+    os.environ["SET_SINCE"] = "the first flow"
+    print(scratch(sys.argv[1] + "/again", 0))
 """
 
 
@@ -69,9 +75,12 @@ def flow(tmp_path_factory):
     }
     running = []
 
-    def start(folder, seconds, server):
+    def start(folder, seconds, server, temporary):
+        for needed in (folder / "again", temporary):
+            needed.mkdir(parents=True)
         command = [sys.executable, str(script), str(folder), str(seconds), server]
-        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+        own = {"env": {**env, "TMPDIR": str(temporary)}, "stdout": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen(command, **own))
         return running[-1]
 
     yield start
@@ -87,9 +96,9 @@ def alive(pid):
         return False
 
 
-def children(pid):
-    listing = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in listing.split()]
+def below(pid):
+    """Its children and theirs."""
+    return [process.pid for process in psutil.Process(pid).children(recursive=True)]
 
 
 def wait_until(condition, seconds):
@@ -103,18 +112,25 @@ def wait_until(condition, seconds):
 @pytest.mark.parametrize("own", ["uvicorn", "flows.server"])
 def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flow, tmp_path, own):
     """Left alone, every worker would start a server of its own, which takes longer than a fold."""
-    process = flow(tmp_path, 0, own)
-    server = process.communicate(timeout=240)[0].strip().rstrip("/")
+    # Where no path of a socket has room, workers start anew, as they do beside a GPU.
+    copied = own == "flows.server"
+    temporary = tmp_path / ("t" if copied else "t" * 80)
+    process = flow(tmp_path / "seen", 0, own, temporary)
+    server = process.communicate(timeout=240)[0].split()[0]
     assert process.returncode == 0
-    seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("seen/*.json")]
     assert seen
     for worker in seen:
-        assert worker["server"].rstrip("/") == server
+        assert worker["copied"] == copied
+        assert worker["server"].rstrip("/") == server.rstrip("/")
         assert worker["tensorflow"]
         # These would take a second that no fold needs.
         assert not worker["pandas"]
         assert not worker["matplotlib"]
         assert not worker["sklearn"]
+        assert worker["set since"] is None
+    seen_again = [json.loads(path.read_text()) for path in tmp_path.glob("seen/again/*.json")]
+    assert {worker["set since"] for worker in seen_again} == {"the first flow"}
 
 
 @slow
@@ -130,21 +146,24 @@ def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flo
 def test_neither_workers_nor_server_outlive_an_interrupted_or_killed_flow(
     flow, tmp_path, own, sent
 ):
-    process = flow(tmp_path, 100, own)
-    wait_until(lambda: list(tmp_path.glob("*.json")), 200)
-    started = children(process.pid)
-    assert {int(path.stem) for path in tmp_path.glob("*.json")} <= set(started)
+    temporary = tmp_path / "t"
+    process = flow(tmp_path / "seen", 100, own, temporary)
+    wait_until(lambda: list(tmp_path.glob("seen/*.json")), 200)
+    started = below(process.pid)
+    assert {int(path.stem) for path in tmp_path.glob("seen/*.json")} <= set(started)
+    assert list(temporary.glob("pymp-*"))
     assert any(own.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
     process.send_signal(sent)
     process.wait(timeout=20)
     wait_until(lambda: not any(map(alive, started)), 5)
+    assert not list(temporary.glob("pymp-*"))
 
 
 @slow
 def test_a_step_that_exits_in_a_worker_ends_in_an_error():
     """As it is, its exit would end the thread that hands out results, and the flow would wait."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        _contain_exits(pool)
+        contain_exits(pool)
         exited = pool.submit(sys.exit, 1)
         exited.add_done_callback(Future.result)
         with pytest.raises(ChildProcessError, match="gave up"):
@@ -156,6 +175,23 @@ def test_a_step_that_exits_in_a_worker_ends_in_an_error():
 def test_an_address_without_dask_is_refused(name):
     with pytest.raises(UsageError, match="no effect"), make_runner(name, 2, "tcp://127.0.0.1:1"):
         pass
+
+
+def test_workers_start_anew_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "name", lambda: "NVIDIA H200")
+    with make_runner("processes", 1) as runner:
+        assert runner.pool._mp_context.get_start_method() == "spawn"
+        runner.kill()
+
+
+@slow
+def test_what_workers_are_copies_of_ends_with_them_when_they_are_killed():
+    """Ctrl-C while it loads would wait for it."""
+    with make_runner("processes", 1) as runner:
+        wait_until(lambda: forkserver._forkserver._forkserver_pid, 10)
+        copied = psutil.Process(forkserver._forkserver._forkserver_pid)
+        runner.kill()
+        copied.wait(5)
 
 
 def test_dask_without_an_address_says_what_to_give():

@@ -134,7 +134,8 @@ class Attempt:
     def workers(self):
         try:
             children = psutil.Process(self.process.pid).children()
-            return [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+            copied = [p for p in children if "forkserver" in " ".join(p.cmdline())]
+            return [worker for source in copied for worker in source.children()]
         except psutil.Error:
             return []
 

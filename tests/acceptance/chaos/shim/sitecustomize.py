@@ -37,7 +37,7 @@ class Watch:
     def __init__(self):
         self.ledger = os.open(os.environ["CHAOS_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self.roots = [os.path.realpath(root) for root in os.environ["CHAOS_ROOTS"].split(":")]
-        self.role = "worker" if "spawn_main" in " ".join(sys.orig_argv) else "flow"
+        self.role = "worker" if "forkserver" in " ".join(sys.orig_argv) else "flow"
         self.target, _, number = os.environ.get("CHAOS_AT", "").rpartition("#")
         self.number = int(number or 0)
         self.seen = Counter()

@@ -1,0 +1,42 @@
+"""What a worker process needs, loaded by the import of this module.
+
+A process imports it once and is copied then, so it must not begin to compute or start a thread:
+copies have none of its threads, and TensorFlow's would be missed.
+"""
+
+import atexit
+import gc
+import importlib
+import os
+import signal
+from contextlib import suppress
+from multiprocessing import forkserver
+from pathlib import Path
+
+from nightfold import backend
+from nightfold.imports import few_collections
+
+
+def leave() -> None:
+    """End this process now, and leave no file even of a flow that was killed.
+
+    Taking TensorFlow down in order takes seconds that the flow would wait for. Prefect has sent its
+    logs by then: its threads end before exit handlers are called.
+    """
+    if address := forkserver._forkserver._forkserver_address:  # type: ignore[attr-defined]
+        with suppress(OSError):
+            Path(address).unlink()
+            Path(address).parent.rmdir()
+    os._exit(0)
+
+
+# Ctrl-C reaches every process of the terminal; the flow decides what becomes of its workers.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+atexit.register(leave)
+backend.leave_out_extras()
+backend.load()
+with few_collections():
+    for name in ("prefect.task_engine", "tasks.begin", "tasks.fit", "tasks.train"):
+        importlib.import_module(name)
+# What a search for garbage does not look at is not written to, and stays shared.
+gc.freeze()
