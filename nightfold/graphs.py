@@ -150,6 +150,7 @@ def epoch_graph(
     def epoch(images: Any, labels: Any, order: Any, rates: Any, first_step: Any) -> tuple[Any, Any]:
         n = tf.shape(order)[0]
         full = n // batch_size
+        nothing = tf.constant(0.0, tf.float64), tf.constant(0, tf.int64)
 
         def body(i: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
             with tf.device("CPU:0"):
@@ -159,12 +160,12 @@ def epoch_graph(
             step_loss, step_correct = step(x, y, rates[i], first_step + i)
             return i + 1, loss + step_loss, correct + step_correct
 
-        _, loss, correct = tf.while_loop(
-            lambda i, *_: i < full,
-            body,
-            (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64)),
-            parallel_iterations=1,
-        )
+        if n_learning < batch_size:  # to plan for whole batches nobody takes costs their memory
+            loss, correct = nothing
+        else:
+            _, loss, correct = tf.while_loop(
+                lambda i, *_: i < full, body, (tf.constant(0), *nothing), parallel_iterations=1
+            )
 
         if n_learning % batch_size == 0:  # a second step to trace takes as long as the first
             return loss, correct

@@ -369,6 +369,19 @@ def test_a_training_that_diverges_in_the_last_step_of_an_epoch_says_so_too(small
             run(small_mnist, recipe, scaler=Scaler(name="none"), checkpoint=tmp_path / "c.npz")
 
 
+def test_batches_of_more_rows_than_there_are_are_not_planned_for(small_mnist):
+    """TensorFlow would set aside what they take, which for a big enough batch is all memory."""
+    recipe = candidate("dense", batch_size=65_536)
+    network = build_network(recipe, scaler_for(small_mnist, TRAIN), small_mnist, seed=3)
+    optimizer = make_optimizer(recipe.optimizer)
+    optimizer.build(network.model.trainable_variables)
+    epoch = epoch_graph(network, optimizer, recipe, seed=3, n_learning=len(TRAIN))
+    given = *rows_of(small_mnist.path).of(TRAIN), np.float32([0.01]), np.int32(0)
+    graph = str(epoch.get_concrete_function(*given).graph.as_graph_def(add_shapes=True))
+    assert "size: 784\n" in graph
+    assert "size: 65536\n" not in graph
+
+
 def test_early_stopping_that_leaves_no_row_to_learn_from_is_refused(small_mnist):
     recipe = candidate(early_stopping=EarlyStopping(patience=1, fraction=0.999))
     with pytest.raises(UsageError, match=r"early_stopping.fraction = 0.999 of .* leaves none of"):
