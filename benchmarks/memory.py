@@ -41,7 +41,7 @@ def read_memory(process: psutil.Process) -> dict[str, int]:
 
     Resident counts every page it maps, proportional divides shared pages among those who map
     them, private counts pages that no other process maps (a file's too), anonymous counts what is
-    no file's: copies that are its own.
+    no file's: its own, and what it shares with the process that workers are copies of.
     """
     text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
     kib = {
@@ -178,9 +178,10 @@ def _publish(measured: pd.DataFrame, rows: int, results: Path) -> None:
             "Peaks in GB (1e9 bytes), sampled twice a second from the start of the command to its "
             "end; *worker* is the larger of two. *rss* counts every page a process maps, shared or "
             "not; *pss* divides shared pages among those who map them; *private* are pages nobody "
-            "else maps, those of the snapshot's file too; *anonymous* are no file's: a copy of its "
-            "own. *total* is the pss of all processes together, *training* the same from "
-            "when folds were planned: ingest is over then. The test split has 1,000 images.",
+            "else maps, those of the snapshot's file too; *anonymous* are no file's: its own, and "
+            "what it shares with the process that workers are copies of. *total* is the pss of all "
+            "processes together, *training* the same from when folds were planned: ingest is over "
+            "then. The test split has 1,000 images.",
         ],
         results,
     )
