@@ -9,8 +9,9 @@ import gc
 import importlib
 import os
 import signal
+import sys
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, parent_process
 from pathlib import Path
 
 from nightfold import backend
@@ -30,9 +31,11 @@ def leave() -> None:
     os._exit(0)
 
 
-# Ctrl-C reaches every process of the terminal; the flow decides what becomes of its workers.
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-atexit.register(leave)
+# Whoever imports it for another purpose keeps its own way to end.
+if parent_process() is not None or "multiprocessing.forkserver" in " ".join(sys.orig_argv):
+    # Ctrl-C reaches every process of the terminal; the flow decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(leave)
 backend.leave_out_extras()
 backend.load()
 with few_collections():

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +24,6 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from nightfold import backend, gpu
 
 LOADED = "flows.loaded"
-
-_LONGEST_FOLDER = 75
-"""Bytes of the folder for temporary files that leave room for the path of a socket, of 107."""
 
 
 class WorkerProcesses(ProcessPoolTaskRunner):
@@ -66,11 +62,10 @@ class WorkerProcesses(ProcessPoolTaskRunner):
     def kill(self) -> None:
         """End all processes, whatever they do, and the one that they are copies of."""
         source = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-        with suppress(ProcessLookupError):
-            if source is not None:
-                os.kill(source, signal.SIGKILL)
-            for worker in list(self.pool._processes.values()):
-                worker.kill()
+        if source is not None:
+            os.kill(source, signal.SIGKILL)  # a child that nobody has waited for, if it has ended
+        for worker in list(self.pool._processes.values()):
+            worker.kill()
 
 
 def start_worker(server: int | None) -> None:
@@ -108,11 +103,15 @@ def _context() -> BaseContext:
 
     The frameworks of macOS do not survive it, nor may CUDA if it was loaded before.
     """
-    no_room = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER
-    if sys.platform != "linux" or gpu.name() is not None or no_room:
-        return multiprocessing.get_context("spawn")
+    anew = multiprocessing.get_context("spawn")
+    if sys.platform != "linux" or gpu.name() is not None:
+        return anew
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([LOADED])
+    try:
+        forkserver.ensure_running()
+    except OSError:  # no socket can be made in the folder for temporary files
+        return anew
     return context
 
 

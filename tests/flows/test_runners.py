@@ -112,7 +112,7 @@ def wait_until(condition, seconds):
 @pytest.mark.parametrize("own", ["uvicorn", "flows.server"])
 def test_workers_talk_to_the_server_of_their_flow_and_have_tensorflow_loaded(flow, tmp_path, own):
     """Left alone, every worker would start a server of its own, which takes longer than a fold."""
-    # Where no path of a socket has room, workers start anew, as they do beside a GPU.
+    # Where the path of a socket has no room, workers start anew, as they do beside a GPU.
     copied = own == "flows.server"
     temporary = tmp_path / ("t" if copied else "t" * 80)
     process = flow(tmp_path / "seen", 0, own, temporary)
