@@ -1,6 +1,7 @@
 """Two nights at once on one artifacts folder: they take turns, and no lock outlives its night."""
 
 import json
+import signal
 
 import pyarrow.parquet as pq
 import pytest
@@ -43,10 +44,13 @@ def test_the_second_waits_the_third_is_refused_and_a_kill_frees_the_folder(arena
     assert not Store(shared).run("third").exists()
     first.process.kill()
     wait_for_turn(second, shared, "second")
+    second.process.send_signal(signal.SIGSTOP)  # or it may be over before the next one asks
     again = begin(arena, shared, "first", flow="evaluate", wait="60")
+    while "waiting up to 60 minutes" not in arena.said(shared.with_name("first")):
+        assert again.wait(0.1) is None
+    second.process.send_signal(signal.SIGCONT)
     assert second.wait() == 0, arena.said(shared.with_name("second"))
     assert again.wait() == 0, arena.said(shared.with_name("first"))
-    assert "waiting up to 60 minutes" in arena.said(shared.with_name("first"))
 
     for run in ("first", "second"):
         for table in Store(shared).run(run).glob("*.parquet"):
