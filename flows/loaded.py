@@ -24,17 +24,20 @@ def leave() -> None:
     Taking TensorFlow down in order takes seconds that the flow would wait for. Prefect has sent its
     logs by then: its threads end before exit handlers are called.
     """
-    if address := forkserver._forkserver._forkserver_address:  # type: ignore[attr-defined]
+    address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    if address and parent_process() is None:  # copies know it too
         with suppress(OSError):
-            Path(address).unlink()
+            for socket in Path(address).parent.glob("listener-*"):
+                socket.unlink()
             Path(address).parent.rmdir()
     os._exit(0)
 
 
 # Whoever imports it for another purpose keeps its own way to end.
 if parent_process() is not None or "multiprocessing.forkserver" in " ".join(sys.orig_argv):
-    # Ctrl-C reaches every process of the terminal; the flow decides what becomes of its workers.
+    # Both reach every process of the terminal; the flow decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     atexit.register(leave)
 backend.leave_out_extras()
 backend.load()

@@ -63,7 +63,8 @@ class WorkerProcesses(ProcessPoolTaskRunner):
         """End all processes, whatever they do, and the one that they are copies of."""
         source = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
         if source is not None:
-            os.kill(source, signal.SIGKILL)  # a child that nobody has waited for, if it has ended
+            with suppress(ProcessLookupError):
+                os.kill(source, signal.SIGKILL)
         for worker in list(self.pool._processes.values()):
             worker.kill()
 
@@ -109,10 +110,42 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([LOADED])
     try:
-        forkserver.ensure_running()
+        _load()
     except OSError:  # no socket can be made in the folder for temporary files
         return anew
     return context
+
+
+def _load() -> None:
+    """Let the process that is copied start, unless it runs, and no other one in its place.
+
+    By itself Python would look for what is loaded in the current folder first, whatever lies there,
+    and start another one for a pool that was told to end or has lost its processes.
+    """
+    source = forkserver._forkserver  # type: ignore[attr-defined]
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        forkserver.ForkServer.ensure_running(source)
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
+    source.ensure_running = _require_loaded  # type: ignore[method-assign]
+
+
+def _require_loaded() -> None:
+    """In the place of what would start another one.
+
+    Raises
+    ------
+    ChildProcessError
+        If it has ended.
+    """
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    # Looked at only: Python itself waits for it when the next one starts.
+    if pid is None or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        raise ChildProcessError("The process that workers are copies of has ended.")
 
 
 def _fill(pool: ProcessPoolExecutor, workers: int) -> None:
@@ -126,12 +159,14 @@ def _die_with_flow(server: int | None) -> None:
     """Exit once the flow's process is gone, and end its server.
 
     Workers that outlive a killed flow would keep its run in the state Running and its cores busy;
-    its server would stay for ever.
+    its server would stay for ever. Without the process that they are copies of, the flow takes them
+    for ended.
     """
-    flow = multiprocessing.parent_process()
+    flow, source = multiprocessing.parent_process(), os.getppid()
     assert flow is not None
-    flow.join()
-    if server is not None:
+    while flow.is_alive() and os.getppid() == source:
+        flow.join(0.5)
+    if server is not None and not flow.is_alive():
         with suppress(ProcessLookupError):
             os.kill(server, signal.SIGTERM)
     os._exit(1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 
@@ -79,7 +80,12 @@ def flow(tmp_path_factory):
         for needed in (folder / "again", temporary):
             needed.mkdir(parents=True)
         command = [sys.executable, str(script), str(folder), str(seconds), server]
+        traps = home / "traps"
+        traps.mkdir(exist_ok=True)
+        for name in ("flows", "keras", "tasks"):
+            (traps / f"{name}.py").write_text("raise RuntimeError('not this one')")
         own = {"env": {**env, "TMPDIR": str(temporary)}, "stdout": subprocess.PIPE, "text": True}
+        own["cwd"] = traps
         running.append(subprocess.Popen(command, **own))
         return running[-1]
 
@@ -185,13 +191,17 @@ def test_workers_start_anew_beside_a_gpu(monkeypatch):
 
 
 @slow
-def test_what_workers_are_copies_of_ends_with_them_when_they_are_killed():
-    """Ctrl-C while it loads would wait for it."""
-    with make_runner("processes", 1) as runner:
-        wait_until(lambda: forkserver._forkserver._forkserver_pid, 10)
-        copied = psutil.Process(forkserver._forkserver._forkserver_pid)
+def test_what_workers_are_copies_of_ends_with_them_and_only_another_flow_starts_another():
+    """Ctrl-C while it loads would wait for it, and for another one that its pool would start."""
+    with make_runner("processes", 2) as runner:
+        copied = forkserver._forkserver._forkserver_pid
         runner.kill()
-        copied.wait(5)
+        wait_until(lambda: not alive(copied), 5)
+        with pytest.raises((ChildProcessError, BrokenProcessPool)):
+            runner.pool.submit(abs, -1).result(timeout=60)
+    with make_runner("processes", 1) as runner:
+        assert runner.pool.submit(abs, -1).result(timeout=60) == 1
+        assert forkserver._forkserver._forkserver_pid != copied
 
 
 def test_dask_without_an_address_says_what_to_give():
