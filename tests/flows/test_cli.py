@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -167,6 +168,28 @@ def test_a_stopped_night_says_how_to_go_on(sent, exit_code, tmp_path):
     assert night.returncode == exit_code
     assert "goes on behind the last finished epoch" in rest
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_an_import_swallows_stops_the_command_behind_it(monkeypatch, sent):
+    from flows.cli import server as cli
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def swallow(_workers):
+        with suppress(BaseException):
+            signal.raise_signal(sent)
+
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.setattr(cli, "_start_server", swallow)
+    before = signal.signal(sent, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cli.prepare_prefect()
+        assert signal.getsignal(sent) is stop
+    finally:
+        signal.signal(sent, before)
 
 
 def test_a_command_that_is_stopped_does_not_wait_for_imports_that_never_end(monkeypatch):
