@@ -1,7 +1,7 @@
 """What a worker process needs, loaded by the import of this module.
 
-A process imports it once and is copied then, so it must not begin to compute or start a thread:
-copies have none of its threads, and TensorFlow's would be missed.
+A process imports it once and is copied then, so TensorFlow must not begin to compute here: copies
+would lack the threads that it computes with.
 """
 
 import atexit
