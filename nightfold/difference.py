@@ -660,7 +660,7 @@ def _summary(store: Store, run_id: str) -> Summary:
     folder = store.find_run(run_id)
     try:
         return Summary.read(folder)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UsageError(
             f"The summary of the run {folder.name} cannot be read: choose another run."
         ) from error
@@ -672,7 +672,7 @@ def _run_before(store: Store, later: Summary) -> Summary:
     for path in store.runs.glob("*/summary.json"):
         try:
             summary = Summary.read(path.parent)
-        except (OSError, ValueError):
+        except (OSError, UsageError):
             continue
         same = (summary.experiment, summary.dataset.name) == (later.experiment, later.dataset.name)
         if same and summary.finished_at < later.finished_at:

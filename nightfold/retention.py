@@ -274,7 +274,7 @@ def _name(area: str, path: Path) -> str:
 def _summary(path: Path) -> Summary | None:
     try:
         return Summary.read(path)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, UsageError):
         return None
 
 

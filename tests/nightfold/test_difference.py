@@ -330,6 +330,14 @@ def test_the_run_before_is_the_last_of_the_same_experiment_and_data_set(store, n
     assert question.a.summary.run_id == before
 
 
+def test_a_run_before_whose_summary_cannot_be_read_is_passed_over(store, night, accuracies):
+    before, damaged, b = (night(accuracies[0]) for _ in range(3))
+    (store.run(damaged) / "summary.json").write_text('{"run_id": "')
+    assert Question.read(store, b=b).a.summary.run_id == before
+    with pytest.raises(UsageError, match=f"{damaged}/summary.json is not the summary of a run"):
+        Question.read(store, damaged, b)
+
+
 def test_the_first_run_has_nothing_to_be_compared_with(store, night, accuracies):
     only = night(accuracies[0])
     with pytest.raises(UsageError, match="no run of night on small-mnist before"):

@@ -195,6 +195,15 @@ def test_an_unfinished_run_goes_with_the_nights_of_its_time(nights):
     assert not {"own-0", "own-1"} & there["folds"]
 
 
+def test_a_run_whose_summary_is_damaged_counts_as_unfinished(nights):
+    damaged = nights.night()
+    nights.night()
+    kept = nights.night()
+    (nights.store.run(damaged) / "summary.json").write_text('{"run_id": "')
+    assert prune(nights.store, 1).kept == (kept,)
+    assert damaged not in nights.there()["runs"]
+
+
 def test_links_are_neither_followed_nor_removed(nights, tmp_path):
     outside = tmp_path / "outside"
     (outside / "deep").mkdir(parents=True)
