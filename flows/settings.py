@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -58,8 +57,7 @@ class Settings(BaseModel):
 
     def load(self) -> Experiment:
         """The experiment with every given value in place of its own."""
-        path = Path(self.experiment)
-        return load_experiment(path if path.suffix else self.experiment).overridden(
+        return load_experiment(self.experiment).overridden(
             dataset=self.dataset,
             size=self.size,
             channels=self.channels,

@@ -256,8 +256,6 @@ class RacingChoice(Declared):
     No key has a default: what may end a candidate is declared before the run, or not done.
     """
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     min_folds: int = Field(ge=2, description="nothing is stopped before every candidate has these")
     probability: float = Field(
         gt=0, lt=0.5, description="of ever stopping the best, over all looks and rivals, at most"

@@ -89,7 +89,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def shortened(name: str, length: int = 22) -> str:
+def shortened(name: str, length: int) -> str:
     """The name with its middle left out if it is longer than `length` characters.
 
     Beginning and end stay, because names of a family differ at either.

@@ -19,7 +19,7 @@ from nightfold.dataset import DatasetHandle
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
-from nightfold.foldresult import FoldHandle, result_key
+from nightfold.foldresult import CHECKPOINT, FoldHandle, result_key
 from nightfold.racing import Race
 from nightfold.runlog import RunLog
 from nightfold.scaling import Scaler
@@ -121,7 +121,7 @@ class FinalJob(BaseModel):
             rows[:0],
             scaler=self.scaler,
             seed=self.seed,
-            checkpoint=self.folder / "checkpoint.npz",
+            checkpoint=self.folder / CHECKPOINT,
             on_epoch=self._tell_progress,
         )
 

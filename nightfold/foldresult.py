@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -315,10 +314,6 @@ class FoldJob(BaseModel):
             return Epoch.model_validate_json((self.folder / "progress.json").read_bytes())
         except (OSError, ValidationError):
             return None
-
-    def forget(self) -> None:
-        """Remove whatever is there, so that the next run trains anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _tell_progress(self, epoch: Epoch) -> None:
         write_json(self.folder / "progress.json", epoch.model_dump(mode="json"))

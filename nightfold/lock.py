@@ -2,9 +2,9 @@
 
 The kernel keeps the lock with the open file and releases it when its holder dies, however it dies,
 so none is left behind. Fold workers do not have it: Python opens files so that programs started
-from a process do not inherit them, and workers are started, not forked. What is in the file only
-tells people who holds it. Readers, and writers of single files, need no lock: see
-`nightfold.store`.
+from a process do not inherit them, and workers are copied from a program that was started, not
+from the flow. What is in the file only tells people who holds it. Readers, and writers of single
+files, need no lock: see `nightfold.store`.
 """
 
 from __future__ import annotations

@@ -297,12 +297,9 @@ def averaged(models: list[Any], name: str) -> Any:
     Returns
     -------
     keras.Model
-        The only one of `models` itself if there is just one.
     """
     import keras
 
-    if len(models) == 1:
-        return models[0]
     with _BUILDING:
         inputs = keras.Input(models[0].input_shape[1:], dtype="uint8", name="image")
         for position, model in enumerate(models, start=1):

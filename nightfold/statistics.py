@@ -234,7 +234,7 @@ def macro_f1(labels: Labels, predicted: Labels) -> float:
 
 
 class CorrectedT(NamedTuple):
-    """Outcome of `corrected_resampled_t`.
+    """Outcome of `corrected_resampled_t` and of `corrected_unpaired_t`.
 
     Attributes
     ----------

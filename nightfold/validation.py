@@ -140,17 +140,3 @@ class ValidationReport(BaseModel):
 
     def _failed(self, severity: Severity) -> tuple[Check, ...]:
         return tuple(c for c in self.checks if c.severity == severity and not c.passed)
-
-
-class ValidationHandle(BaseModel):
-    """What the validation task passes on instead of the report."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str
-    passed: bool
-    n_warnings: int
-
-    def open(self) -> ValidationReport:
-        """The report behind the handle."""
-        return ValidationReport.read(Path(self.path).parent)

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict
 
 from nightfold import statistics
 from nightfold.errors import DataRefused
@@ -24,7 +23,6 @@ from nightfold.figures import percent
 from nightfold.foldplan import FoldPlan
 from nightfold.racing import Stop
 from nightfold.statistics import CorrelatedPosterior
-from nightfold.store import sha256_file
 from nightfold.tables import VERDICTS, build_table, write_table
 
 if TYPE_CHECKING:
@@ -37,21 +35,13 @@ SURE = 0.95
 """Posterior probability from which on a verdict is given."""
 
 
-class VerdictsHandle(BaseModel):
-    """Where the verdicts are, and what they say."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str
-    digest: str
-    sentences: tuple[str, ...]
-
-
 @task(name="compare", task_run_name="compare candidates", cache_policy=NO_CACHE)
 def compare(
     run_folder: str, rope: float = ROPE, sure: float = SURE, stops: tuple[Stop, ...] = ()
-) -> VerdictsHandle:
-    """Write ``verdicts.parquet`` from the other tables of a run.
+) -> None:
+    """Write ``verdicts.parquet`` from the other tables of a run, and its sentences to the log.
+
+    A single candidate gives an empty table.
 
     Parameters
     ----------
@@ -59,11 +49,6 @@ def compare(
         Holds ``scores.parquet``, ``predictions.parquet`` and ``foldplan.parquet``.
     rope, sure, stops
         See `compare_scores`.
-
-    Returns
-    -------
-    VerdictsHandle
-        With one sentence a pair; none, and an empty table, for a single candidate.
 
     Raises
     ------
@@ -74,13 +59,11 @@ def compare(
     plan = FoldPlan.open(folder / "foldplan.parquet")
     scores, predictions = _read(folder)
     rows = compare_scores(scores, predictions, plan, rope, sure, stops)
-    path = folder / "verdicts.parquet"
     about = {"run_id": str(scores["run_id"].iloc[0]), "plan_digest": plan.digest}
-    write_table(path, build_table(rows, VERDICTS), name="verdicts", **about)
-    sentences = tuple(row["sentence"] for row in rows)
-    for sentence in sentences:
-        get_run_logger().info(sentence)
-    return VerdictsHandle(path=str(path), digest=sha256_file(path), sentences=sentences)
+    table = build_table(rows, VERDICTS)
+    write_table(folder / "verdicts.parquet", table, name="verdicts", **about)
+    for row in rows:
+        get_run_logger().info(row["sentence"])
 
 
 def _read(folder: Path) -> tuple[pd.DataFrame, pa.Table]:

@@ -102,10 +102,10 @@ def fit_and_seal(job: FinalJob, fold_accuracies: tuple[float, ...]) -> Finalized
     return Finalized(bundle=bundle, facts=facts)
 
 
-def _milliseconds(model: Any, image: NDArray[np.uint8], times: int = 25) -> float:
+def _milliseconds(model: Any, image: NDArray[np.uint8]) -> float:
     """Median time to answer one image, asked as a bundle is; the first answers only warm up."""
     spent = []
-    for _ in range(times):
+    for _ in range(25):
         start = perf_counter()
         np.asarray(model(image, training=False))
         spent.append(1000 * (perf_counter() - start))

@@ -22,12 +22,10 @@ from nightfold.bundle import Bundle
 from nightfold.errors import DataRefused, UsageError
 from nightfold.files import as_text
 from nightfold.images import ENDINGS, ImageReading
-from nightfold.prediction import Prediction, classify_readings, prepare
+from nightfold.prediction import classify_readings, prepare
 from nightfold.registry import Registry
 from nightfold.store import Store, atomic_file
 from nightfold.tables import SCHEMA_VERSION, batch_schema, build_table
-
-__all__ = ["Predicted", "Prediction", "classify_folder", "predict"]
 
 _BATCH = 256
 

@@ -22,8 +22,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from prefect import task
 from prefect.context import TaskRunContext
-from pydantic import BaseModel, ConfigDict
 
+from nightfold import figures
 from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
 from nightfold.history import History, Night
@@ -34,7 +34,7 @@ from nightfold.statistics import (
     reliability_curve,
     score_interval,
 )
-from nightfold.store import Store, atomic_file, sha256_file
+from nightfold.store import Store, atomic_file
 from nightfold.summary import CandidateFacts, Summary
 from nightfold.validation import Check, ValidationReport
 
@@ -52,15 +52,6 @@ SHOWN_MIXED_UP = 10
 """Pairs of classes in the table of mistakes."""
 TUTORIAL_EPOCHS = 10
 """Epochs of the published recipe; fewer are said on the page."""
-
-
-class ReportHandle(BaseModel):
-    """Where the report is, and its sha256."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -233,7 +224,7 @@ class MixedUp:
 
 
 @task(name="report", task_run_name="write report")
-def report(run_folder: str) -> ReportHandle:
+def report(run_folder: str) -> None:
     """Build the report of a run and show its summary in the Prefect UI.
 
     Parameters
@@ -241,22 +232,17 @@ def report(run_folder: str) -> ReportHandle:
     run_folder : str
         A folder ``artifacts/runs/<run_id>`` with tables, ``validation.json`` and ``summary.json``.
 
-    Returns
-    -------
-    ReportHandle
-
     Raises
     ------
     UsageError
         If a file of the run is missing.
     """
-    handle = build_report(Path(run_folder))
+    build_report(Path(run_folder))
     if TaskRunContext.get() is not None:
         _show_in_prefect(RunFiles(Path(run_folder)))
-    return handle
 
 
-def build_report(run_folder: Path) -> ReportHandle:
+def build_report(run_folder: Path) -> None:
     """Write ``figures/*.png``, ``report.md`` and ``report.html`` into the folder of a run.
 
     The same files give the same bytes. ``report.html`` needs no other file and no network.
@@ -264,11 +250,6 @@ def build_report(run_folder: Path) -> ReportHandle:
     Parameters
     ----------
     run_folder : Path
-
-    Returns
-    -------
-    ReportHandle
-        Of ``report.html``.
 
     Raises
     ------
@@ -281,14 +262,10 @@ def build_report(run_folder: Path) -> ReportHandle:
         text = _render(f"{name}.jinja", run, pictures)
         with atomic_file(run_folder / name) as part:
             part.write_text(text, encoding="utf-8")
-    target = run_folder / "report.html"
-    return ReportHandle(path=str(target), digest=sha256_file(target))
 
 
 def _draw(run: RunFiles) -> dict[str, list[Picture]]:
     """The pictures of each section; a section without a picture has an empty list."""
-    from nightfold import figures
-
     summary, answers = run.summary, run.answers
     scores, histories = run.table("scores"), run.table("histories")
     stopped = {facts.name for facts in summary.stopped}
@@ -343,8 +320,6 @@ def _draw(run: RunFiles) -> dict[str, list[Picture]]:
 
 def _draw_trend(run: RunFiles) -> list[Picture]:
     """The picture of the nights up to this one; none if it is the first."""
-    from nightfold import figures
-
     if not run.nights:
         return []
     caption = (
@@ -359,8 +334,6 @@ def _draw_trend(run: RunFiles) -> list[Picture]:
 
 def _draw_posteriors(run: RunFiles) -> list[Picture]:
     """The posterior of every shown pair that has one."""
-    from nightfold import figures
-
     shown = [v for v in run.verdicts[: run.shown_verdicts] if v["p_better"] is not None]
     if not shown:
         return []
@@ -374,8 +347,6 @@ def _draw_posteriors(run: RunFiles) -> list[Picture]:
 
 def _draw_images(run: RunFiles) -> dict[str, list[Picture]]:
     """The pictures that show images of the data set; none if the snapshot is gone."""
-    from nightfold import figures
-
     if run.images is None:
         return {"mistakes": [], "samples": []}
     names, answers, train = run.summary.dataset.class_names, run.answers, run.images

@@ -25,7 +25,7 @@ from nightfold.dataset import Dataset, DatasetHandle, Split
 from nightfold.errors import DataRefused
 from nightfold.experiment import ValidationChoice
 from nightfold.inspection import describe_classes, describe_images
-from nightfold.validation import Check, RowName, Severity, ValidationHandle, ValidationReport
+from nightfold.validation import Check, RowName, Severity, ValidationReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,9 +73,7 @@ class Rule:
 
 
 @task(name="validate", task_run_name="validate {handle.name}")
-def validate(
-    handle: DatasetHandle, choice: ValidationChoice, folds: int, run_folder: str
-) -> ValidationHandle:
+def validate(handle: DatasetHandle, choice: ValidationChoice, folds: int, run_folder: str) -> None:
     """Check a snapshot, write ``validation.json`` and refuse data that may not be trained on.
 
     Parameters
@@ -87,10 +85,6 @@ def validate(
     run_folder : str
         Where ``validation.json`` goes, also if the data is refused.
 
-    Returns
-    -------
-    ValidationHandle
-
     Raises
     ------
     DataRefused
@@ -99,12 +93,11 @@ def validate(
         If the experiment's reference balance does not fit the classes.
     """
     report = check(handle.open(), choice, folds)
-    path = report.write(Path(run_folder))
+    report.write(Path(run_folder))
     if TaskRunContext.get() is not None:
         _show_in_prefect(report)
     if not report.passed:
         raise DataRefused(report.refusal())
-    return ValidationHandle(path=str(path), passed=True, n_warnings=len(report.warnings))
 
 
 def check(dataset: Dataset, choice: ValidationChoice, folds: int) -> ValidationReport:

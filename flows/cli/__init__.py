@@ -1,7 +1,7 @@
 """The `nightfold` command: reads what the user wants, calls a flow or a noun, says what came out.
 
 One file a subject: `data` (ingest, validate), `nights` (evaluate, retrain, report), `evidence`
-(plan, history), `predict`, `operations` (prune, automate) and `models`; `options` holds what
+(plan, history, diff), `predict`, `operations` (prune, automate) and `models`; `options` holds what
 several of them take. Nothing heavy is imported before a sub-command needs it, so help answers at
 once.
 """

@@ -49,7 +49,7 @@ JsonOption = Annotated[
 
 @dataclass(frozen=True)
 class NightOptions:
-    """The options of `evaluate` and `retrain`, one a field; those left out are None."""
+    """The options of `evaluate`, `retrain` and `plan`, one a field; those left out are None."""
 
     experiment: Annotated[
         str, typer.Argument(help="A shipped experiment's name or the path of a TOML file.")

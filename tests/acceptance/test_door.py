@@ -198,9 +198,10 @@ def test_nothing_that_is_left_behind_is_a_pickle(left):
     assert {str(file) for file in left["files"] if pickles_in(file)} == set()
     for file in left["files"]:
         if file.suffix in (".npy", ".npz"):
-            loaded = np.load(file, allow_pickle=False)
-            arrays = loaded.values() if file.suffix == ".npz" else [loaded]
-            assert all(array.dtype != object for array in arrays)
+            loaded = np.load(file, allow_pickle=False)  # refuses objects
+            if file.suffix == ".npz":
+                for name in loaded:
+                    loaded[name]
 
 
 def test_prefect_keeps_fold_results_as_json_and_nothing_else(left):

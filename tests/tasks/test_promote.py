@@ -52,6 +52,7 @@ def test_the_first_model_is_promoted(registry, add):
     facts = tried(add("a"), registry, against(None))
     assert (facts.promoted, facts.champion, facts.outcome) == (True, "a", "promote")
     assert facts.reason.startswith("The first model: there was no champion to beat")
+    assert facts.checks
     assert all(check.passed for check in facts.checks)
     assert registry.champion().reason == facts.reason
 
