@@ -29,8 +29,7 @@ def evaluate(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     folds come back from the cache. What the user must mend is not retried.
     """
     try:
-        run = Run.begin("evaluate", settings)
-        with run.turn():
+        with Run.begin("evaluate", settings).turn() as run:
             with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
                 scored = cross_validate(run, prepare(run), runner)
             return publish(run, scored)

@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -42,6 +42,7 @@ from nightfold.summary import (
     PromotionFacts,
     StoppedFacts,
     Summary,
+    keep_another,
 )
 from nightfold.zoo import is_own
 from tasks.aggregate import aggregate
@@ -77,9 +78,9 @@ class Run:
         """
         if flow == "retrain":
             signature.check_settings()
-        started_at = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+        scheduled = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
         run_id = settings.run_id or (
-            f"{started_at:%Y%m%d-%H%M%S}-{str(runtime.flow_run.id or '').replace('-', '')[:6]}"
+            f"{scheduled:%Y%m%d-%H%M%S}-{str(runtime.flow_run.id or '').replace('-', '')[:6]}"
         )
         return cls(
             flow=flow,
@@ -91,15 +92,23 @@ class Run:
         )
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Have the artifacts folder alone, swept of what killed runs have left, and write there."""
-        with lock.alone(self.store, self.run_id, minutes=self.settings.wait, tell=tell):
+    def turn(self) -> Iterator[Run]:
+        """Have the artifacts folder alone, swept of what killed runs have left, and write there.
+
+        Yields
+        ------
+        Run
+            This one, begun now: its time does not count how long it had to wait.
+        """
+        advice = ", wait longer (--wait MINUTES), or choose another folder (--artifacts)"
+        minutes = self.settings.wait
+        with lock.alone(self.store, self.run_id, minutes=minutes, tell=tell, advice=advice):
             self.store.sweep()
             make_folder(self.folder)
             logs.keep(self.log)
             if (device := gpu.told()) is not None:
                 tell(device)
-            yield
+            yield replace(self, started_at=datetime.now(UTC))
 
     @property
     def folder(self) -> Path:
@@ -214,6 +223,7 @@ def prepare(run: Run) -> Prepared:
     """From the source to folds that may be trained; in a `retrain` the champion takes part."""
     experiment = run.experiment
     dataset = ingest(experiment.dataset, run.artifacts)
+    keep_another(run.folder, flow=run.flow, experiment=experiment.digest, dataset=dataset.digest)
     validate(dataset, experiment.validation, experiment.plan.folds, str(run.folder))
     defence = Defence(experiment=experiment)
     if run.flow == "retrain":

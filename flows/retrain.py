@@ -31,8 +31,7 @@ def retrain(settings: Settings = DEFAULTS) -> Summary | State[Any]:
     folds as of whoever leads by then, and once more if they choose another.
     """
     try:
-        run = Run.begin("retrain", settings)
-        with run.turn():
+        with Run.begin("retrain", settings).turn() as run:
             with make_runner(run.settings.runner, run.workers, run.settings.address) as runner:
                 data = prepare(run)
                 rehearse_own(run, data, runner)

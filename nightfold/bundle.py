@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightfold import __version__, backend, modelfile, signature
-from nightfold.errors import BundleRefused, UsageError
+from nightfold.errors import BundleRefused, UsageError, first_fault
 from nightfold.modules import import_trusted
 from nightfold.signature import SIGNATURE, SIGNATURE_BYTES
-from nightfold.store import atomic_file, atomic_folder, sha256_file, write_json
+from nightfold.store import TEMPORARY, atomic_file, atomic_folder, sha256_file, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -571,7 +571,8 @@ def _read_files(path: Path, manifest: Manifest, keep: Collection[str]) -> dict[s
         raise BundleRefused(
             f"{path / MANIFEST} lists the file {name!r}, which no bundle has: do not use it."
         )
-    present = {entry.name for entry in path.iterdir()}
+    # A signature is put in place beside readers, and a kill may leave it unfinished.
+    present = {e.name for e in path.iterdir() if not e.name.startswith(TEMPORARY)}
     for name in sorted((REQUIRED | manifest.files.keys()) - present):
         raise BundleRefused(f"{path / name} is missing: restore it or use another version.")
     for name in sorted(present - manifest.files.keys() - {MANIFEST, SIGNATURE}):
@@ -667,8 +668,7 @@ def _sealed_before(target: Path, facts: ModelFacts) -> BundleHandle:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_fault(error)
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 

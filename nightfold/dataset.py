@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nightfold.errors import DataRefused
+from nightfold.errors import DataRefused, first_fault
 from nightfold.store import atomic_folder, write_json
 
 FORMAT = 1
@@ -216,9 +216,7 @@ class Dataset:
         except Exception as error:
             what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             if isinstance(error, ValidationError):
-                first = error.errors(include_url=False)[0]
-                key = ".".join(map(str, first["loc"])) or "document"
-                what = f"dataset.json, {key}: {first['msg']}"
+                what = f"dataset.json, {first_fault(error)}"
             raise DataRefused(
                 f"The snapshot {path} cannot be read ({what}): delete that folder and run again."
             ) from error

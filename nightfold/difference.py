@@ -669,7 +669,7 @@ def _summary(store: Store, run_id: str) -> Summary:
 def _run_before(store: Store, later: Summary) -> Summary:
     """The newest complete run of the same experiment and data set that ended before `later`."""
     found = []
-    for path in store.runs.glob("*/summary.json"):
+    for path in store.runs.glob("[!.]*/summary.json"):
         try:
             summary = Summary.read(path.parent)
         except (OSError, UsageError):

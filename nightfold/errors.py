@@ -6,6 +6,11 @@ that is not in this module is a defect of ours and ends with exit code 1 and a t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 def printable(text: str) -> str:
     r"""`text` on one line, with every character that cannot be shown written as an escape.
@@ -21,6 +26,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong first in a document that is not what it should be: its key, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
 
 
 def _escape(character: str) -> str:

@@ -250,7 +250,8 @@ class FoldPlan:
         except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataRefused(
-                f"The fold plan {path} cannot be used ({what}): delete that file and run again."
+                f"The fold plan {path} cannot be used ({what}): delete that file if it is there, "
+                "and run the same experiment again."
             ) from error
         return cls(scheme, folds, repeats, seed, duplicates, dataset_digest, assignment, digest)
 

@@ -177,7 +177,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _why_incomplete(folder: Path) -> str:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, UsageError):
         if not ValidationReport.read(folder).passed:
             return "its data were refused"
     return "unfinished, or its summary is gone"

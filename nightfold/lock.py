@@ -46,7 +46,7 @@ class Holder(BaseModel):
 
 @contextmanager
 def alone(
-    store: Store, run_id: str, *, minutes: float, tell: Callable[[str], None]
+    store: Store, run_id: str, *, minutes: float, tell: Callable[[str], None], advice: str = ""
 ) -> Iterator[None]:
     """Have an artifacts folder for one run alone while the block lasts.
 
@@ -59,6 +59,8 @@ def alone(
         How long to wait for another run to end; 0 waits for none.
     tell : callable
         Given a sentence for people if there is something to wait for.
+    advice : str
+        What else can be done than to run again later, the end of a sentence.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def alone(
     with told(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _wait(descriptor, store, minutes, tell)
+        _wait(descriptor, store, minutes, tell, advice)
         holder = Holder(
             run_id=run_id, pid=os.getpid(), host=platform.node(), since=datetime.now(UTC)
         )
@@ -90,7 +92,9 @@ def alone(
         os.close(descriptor)
 
 
-def _wait(descriptor: int, store: Store, minutes: float, tell: Callable[[str], None]) -> None:
+def _wait(
+    descriptor: int, store: Store, minutes: float, tell: Callable[[str], None], advice: str
+) -> None:
     deadline = time.monotonic() + 60 * minutes
     told_so = False
     while not _taken(descriptor, store):
@@ -98,8 +102,7 @@ def _wait(descriptor: int, store: Store, minutes: float, tell: Callable[[str], N
             after = f" after {minutes:g} minutes" if minutes else ""
             raise Busy(
                 f"The artifacts folder {store.root} is still in use{after} by "
-                f"{_holder(store)}: run again when that has ended, wait longer (--wait MINUTES), "
-                "or choose another folder (--artifacts)."
+                f"{_holder(store)}: run again when that has ended{advice}."
             )
         if not told_so:
             tell(

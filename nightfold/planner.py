@@ -204,8 +204,8 @@ class Earlier:
         "n_train",
         "n_test",
         "accuracy",
-        "epochs",
         "train_seconds",
+        "images_per_second",
         "started_at",
     )
 
@@ -282,7 +282,7 @@ class Earlier:
         They are those of the newest night that trained the candidate or, if none did, its
         architecture, in proportion to rows and epochs.
         """
-        seen, epochs = self.scores["candidate_digest"] == candidate.digest, 1.0
+        seen = self.scores["candidate_digest"] == candidate.digest
         if other := not seen.any():
             seen = self.scores["architecture"] == candidate.architecture
             if not seen.any():
@@ -290,9 +290,10 @@ class Earlier:
         rows = self.scores[seen]
         rows = rows[rows["run_id"] == rows["run_id"].iloc[-1]]
         if other:
-            epochs = candidate.total_epochs / float(rows["epochs"].mean())
-        per_row = float((rows["train_seconds"] / rows["n_train"]).mean())
-        return per_row * n_train * epochs, other
+            per_row = candidate.total_epochs / float(rows["images_per_second"].mean())
+        else:
+            per_row = float((rows["train_seconds"] / rows["n_train"]).mean())
+        return per_row * n_train, other
 
 
 def _of_size(spreads: list[Spread], n_test: float) -> list[Spread]:

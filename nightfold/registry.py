@@ -28,7 +28,7 @@ from nightfold.bundle import (
     sign,
     verify,
 )
-from nightfold.errors import BundleRefused, DataRefused, UsageError
+from nightfold.errors import BundleRefused, DataRefused, UsageError, first_fault
 from nightfold.files import given, require_plain
 from nightfold.store import TEMPORARY, Store, make_folder, sha256_file, told, write_json
 
@@ -202,10 +202,10 @@ class Registry:
                 )
             )
 
-    def _looks_at(self, version: str, recipe: str) -> tuple[str, ...]:
+    def _looks_at(self, version: str, recipe: str | None) -> tuple[str, ...]:
         """Looks at the last champion of the same recipe: they are not forgotten by a new fit."""
         for entry in reversed(self.history()):
-            if entry.version == version or entry.recipe == recipe:
+            if entry.version == version or (entry.recipe == recipe and recipe is not None):
                 return entry.looks
         return ()
 
@@ -284,7 +284,7 @@ class Registry:
                     promoted_at=datetime.now(UTC),
                     reason=f"Rolled back from {left.version}.",
                     action="rollback",
-                    looks=old.looks,
+                    looks=self._looks_at(version, old.recipe),
                     recipe=old.recipe,
                     deposed=tuple(deposed),
                 )
@@ -386,10 +386,8 @@ class Registry:
         try:
             return Pointer.model_validate_json(content)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "document"
             raise BundleRefused(
-                f"The champion pointer {self.pointer_path} was altered ({where}: {first['msg']}): "
+                f"The champion pointer {self.pointer_path} was altered ({first_fault(error)}): "
                 "restore it, or move it away and promote a version again."
             ) from error
 

@@ -126,7 +126,7 @@ def _read_public(file: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(_read(file))
+        key = load_pem_public_key(_read(given(file)))
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(
             f"The public key {file} is not a PEM file: make it with 'openssl pkey -in KEY -pubout'."

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
-from nightfold.errors import UsageError
+from nightfold.errors import UsageError, first_fault
 from nightfold.experiment import RacingChoice
 from nightfold.gate import Check, Outcome
 from nightfold.store import Store, bytes_below, write_json
@@ -203,9 +203,34 @@ class Summary(Fact):
         try:
             return cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "document"
             raise UsageError(
-                f"{file} is not the summary of a run ({where}: {first['msg']}): restore it or look "
-                "at another run."
+                f"{file} is not the summary of a run ({first_fault(error)}): restore it or look at "
+                "another run."
             ) from error
+
+
+def keep_another(folder: Path, *, flow: str, experiment: str, dataset: str) -> None:
+    """Refuse to begin a run in the folder of another that is complete; the same may go on there.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run that is about to begin.
+    flow : str
+        ``evaluate`` or ``retrain``.
+    experiment, dataset : str
+        Their digests.
+
+    Raises
+    ------
+    UsageError
+        If what is complete there is of another flow, experiment or data set, or cannot be read.
+    """
+    if not (folder / "summary.json").exists():
+        return
+    there = Summary.read(folder)
+    if (there.flow, there.experiment_digest, there.dataset.digest) != (flow, experiment, dataset):
+        raise UsageError(
+            f"The run {folder.name} is complete already, with another command, experiment or "
+            "data set: choose another run id."
+        )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
+from nightfold.errors import UsageError, first_fault
 from nightfold.store import write_json
 
 Severity = Literal["critical", "warning", "info"]
@@ -135,8 +136,21 @@ class ValidationReport(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> ValidationReport:
-        """Read ``validation.json`` from the run's folder."""
-        return cls.model_validate_json((folder / "validation.json").read_bytes())
+        """Read ``validation.json`` from the run's folder.
+
+        Raises
+        ------
+        UsageError
+            If it does not say what validation found.
+        """
+        file = folder / "validation.json"
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise UsageError(
+                f"{file} does not say what validation found ({first_fault(error)}): restore it or "
+                "look at another run."
+            ) from error
 
     def _failed(self, severity: Severity) -> tuple[Check, ...]:
         return tuple(c for c in self.checks if c.severity == severity and not c.passed)

@@ -40,6 +40,7 @@ from nightfold.validation import Check, ValidationReport
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     from matplotlib.figure import Figure
 
 SHOWN_MISTAKES = 12
@@ -97,17 +98,28 @@ class RunFiles:
 
     def table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
         """The table ``<name>.parquet``."""
-        import pandas as pd
+        frame: pd.DataFrame = self._read(name, columns=columns).to_pandas()
+        return frame
 
-        return pd.read_parquet(self._existing(f"{name}.parquet"), columns=columns)
+    def _read(self, name: str, **selection: Any) -> pa.Table:
+        """The table ``<name>.parquet``, or what `pyarrow.parquet.read_table` selects of it."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self._existing(f"{name}.parquet")
+        try:
+            return pq.read_table(path, **selection)
+        except (OSError, pa.ArrowException) as error:
+            raise DataRefused(
+                f"The table {path} cannot be read ({error}): run the same experiment again; "
+                "finished folds are not trained anew."
+            ) from error
 
     @cached_property
     def answers(self) -> Answers:
         """What the best candidate said about every row that it had not been trained on."""
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(
-            self._existing("predictions.parquet"),
+        table = self._read(
+            "predictions",
             columns=["row", "label", "predicted", "probabilities"],
             filters=[("candidate", "=", self.summary.best)],
         )

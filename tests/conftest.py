@@ -360,7 +360,7 @@ def write_scores() -> Callable[..., None]:
                         "macro_f1": accuracy,
                         "epochs": candidate.epochs,
                         "train_seconds": seconds,
-                        "images_per_second": len(seen) * candidate.epochs / seconds,
+                        "images_per_second": len(seen) * candidate.total_epochs / seconds,
                         "peak_rss_bytes": 700_000_000,
                         "parameters": 542_230,
                         "started_at": started_at,

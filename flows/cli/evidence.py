@@ -13,6 +13,7 @@ from flows.cli.options import (
     ArtifactsOption,
     JsonOption,
     NightOptions,
+    checked,
     with_night_options,
 )
 from flows.cli.output import print_json, say, show_table, tell
@@ -100,10 +101,10 @@ def history(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFACTS)
     if as_json:
         print_json(told.model_dump(mode="json"))
         return
-    if told.nights:
-        _show_history(told)
-    else:
+    if not told.nights:
         tell(f"No nights under {store.runs} yet: 'nightfold retrain' makes one.")
+    if told.nights or told.changes:
+        _show_history(told)
     if told.left_out:
         named = ", ".join(f"{left.name} ({left.reason})" for left in told.left_out)
         tell(f"Left out: {named}.")
@@ -130,13 +131,12 @@ def diff(
     B's data, and so on. What is in the store already costs nothing; what does not fit into
     --minutes is left out, and the row says so. Also writes difference.json into the folder of B.
     """
-    from flows.settings import Settings
     from nightfold.difference import Question
     from nightfold.store import Store
 
     if not math.isfinite(minutes):
         raise UsageError(f"--minutes {minutes} is not a number of minutes.")
-    settings = Settings(workers=workers, artifacts=str(artifacts))
+    settings = checked(workers=workers, artifacts=str(artifacts))
     store = Store(artifacts)
     question = Question.read(store, run_a, run_b, candidate)
     if question.affordable(minutes, settings.n_workers):
@@ -229,7 +229,10 @@ def _show_history(told: History) -> None:
     for at, *cells in sorted(rows):
         table.add_row(f"{at:%Y-%m-%d %H:%M}", *cells)
     show_table(table)
-    tell("± is half of the 95 % interval over images; it does not cover the choice of the seed.")
+    if told.nights:
+        tell(
+            "± is half of the 95 % interval over images; it does not cover the choice of the seed."
+        )
 
 
 def _score(score: Score | None) -> str:

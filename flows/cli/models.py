@@ -9,7 +9,7 @@ import typer
 
 from flows.cli.options import ARTIFACTS, ArtifactsOption, JsonOption
 from flows.cli.output import print_json, say, show_table, tell
-from nightfold.errors import printable
+from nightfold.errors import BundleRefused, printable
 
 app = typer.Typer(
     no_args_is_help=True, help="List, show, verify, sign, promote and roll back models."
@@ -24,7 +24,12 @@ def list_models(as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFA
     from nightfold.registry import Registry
     from nightfold.store import Store
 
-    versions = Registry(Store(artifacts)).versions()
+    registry = Registry(Store(artifacts))
+    versions = registry.versions()
+    try:
+        registry.champion()
+    except BundleRefused as refused:
+        tell(str(refused))
     if as_json:
         print_json(
             [

@@ -90,9 +90,6 @@ class NightOptions:
         UsageError
             If a value is out of its limits, or the experiment cannot be read with it.
         """
-        from pydantic import ValidationError
-
-        from flows.settings import Settings
         from nightfold.store import new_run_id
 
         names = self.candidates
@@ -102,14 +99,29 @@ class NightOptions:
             "artifacts": str(self.artifacts),
             "run_id": self.run_id or new_run_id(),
         }
-        try:
-            settings = Settings(**values, h5=h5)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            option = "--" + str(first["loc"][0]).replace("_", "-")
-            raise UsageError(f"{option}: {first['msg']} (given: {first['input']!r}).") from error
+        settings = checked(**values, h5=h5)
         settings.load()  # a mistake in the experiment is told before Prefect is started
         return settings
+
+
+def checked(**values: Any) -> Settings:
+    """Settings of the flows from values of options.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of its limits; the option is named.
+    """
+    from pydantic import ValidationError
+
+    from flows.settings import Settings
+
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{option}: {first['msg']} (given: {first['input']!r}).") from error
 
 
 def with_night_options(

@@ -16,6 +16,7 @@ import pytest
 
 import flows
 from nightfold.experiment import Candidate
+from nightfold.registry import Registry
 from nightfold.store import Store
 from nightfold.summary import PromotionFacts
 
@@ -90,6 +91,7 @@ def test_every_command_explains_itself_with_an_example(command):
         (["report", "no-such-run"], ["no-such-run"]),
         (["diff", "one", "no-such-run"], ["no-such-run"]),
         (["diff", "--minutes", "nan"], ["--minutes"]),
+        (["diff", "--workers", "100000"], ["--workers", "cores", "at most"]),
         (["prune", "--keep", "0"], ["--keep 0", "from 1"]),
         (["models", "rollback"], ["nightfold"]),
         (["predict", "no-such.png"], ["no-such.png"]),
@@ -380,6 +382,23 @@ def test_the_history_tells_each_night_and_names_what_it_left_out(tmp_path, write
     assert "Left out: broken (unfinished" in done.stderr
     told = json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)
     assert [night["outcome"] for night in told["nights"]] == ["promote", "refuse"]
+
+
+def test_a_champion_by_hand_is_told_though_there_was_no_night(tmp_path, add_bundle):
+    add_bundle(Store(tmp_path).models, "a")
+    Registry(Store(tmp_path)).promote("a", "by hand")
+    done = run("history", "--artifacts", tmp_path)
+    assert done.stdout.splitlines()[1].split()[2:] == ["a", "promotion", "by", "hand"]
+    assert "No nights" in done.stderr
+
+
+def test_a_list_of_models_says_if_nobody_can_tell_the_champion(tmp_path, add_bundle):
+    add_bundle(Store(tmp_path).models, "a")
+    (Store(tmp_path).models / "champion.json").write_text("{")
+    for options in ([], ["--json"]):
+        done = run("models", "list", *options, "--artifacts", tmp_path)
+        assert "champion.json was altered" in done.stderr
+        assert done.returncode == 0
 
 
 def test_pruning_says_what_went_and_what_would(tmp_path, write_night):

@@ -23,11 +23,12 @@ from prefect.client.schemas.filters import (
 from prefect.settings import PREFECT_API_URL
 
 from flows.evaluate import evaluate
+from flows.night import Run
 from flows.retrain import retrain
 from flows.settings import Settings
-from nightfold import tables
+from nightfold import runlog, tables
 from nightfold.bundle import Bundle
-from nightfold.errors import DataRefused
+from nightfold.errors import DataRefused, UsageError
 from nightfold.experiment import shipped
 from nightfold.history import History
 from nightfold.planner import Earlier
@@ -307,6 +308,30 @@ def test_the_champion_defends_its_place_on_folds_that_are_there_already(settings
     old = pd.read_parquet(Store(artifacts).run(first.run_id) / "scores.parquet")
     once = scores[(scores["candidate"] == "champion") & (scores["repeat"] == 1)]
     assert set(once["started_at"]) == set(old[old["candidate"] == first.best]["started_at"])
+
+
+def test_a_complete_run_is_not_written_over_by_another(settings, night):
+    artifacts, summary, _ = night
+    folder = Store(artifacts).run(summary.run_id)
+
+    def left():
+        return {
+            p: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != runlog.NAME
+        }
+
+    before = left()
+    for flow, changes in ((retrain, {"epochs": 2}), (evaluate, {})):
+        asked = settings(artifacts, run_id=summary.run_id, **changes)
+        with pytest.raises(UsageError, match=f"{summary.run_id} is complete already"):
+            flow(asked, return_state=True).result()
+    assert left() == before
+    assert retrain(settings(artifacts, run_id=summary.run_id)).best == summary.best
+
+
+def test_waiting_for_another_run_is_no_time_of_this_one(settings, tmp_path):
+    waiting = Run.begin("evaluate", settings(tmp_path, run_id="late"))
+    with waiting.turn() as run:
+        assert run.started_at > waiting.started_at
 
 
 def test_its_log_says_which_gpu_folds_train_on(settings, night, monkeypatch):

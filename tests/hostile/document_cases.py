@@ -402,7 +402,7 @@ _PLANS: dict[str, tuple[bool, dict[str, str]]] = {
 }
 for _name, (_rowless, _meta) in _PLANS.items():
 
-    @case("fold plan", _name, ".parquet", "delete that file and run again")
+    @case("fold plan", _name, ".parquet", "delete that file if it is there")
     def _plan(folder: Path, rowless: bool = _rowless, changes: dict[str, str] = _meta) -> Path:
         path = plan(folder)
         table = pq.read_table(path)
@@ -414,7 +414,7 @@ for _name, (_rowless, _meta) in _PLANS.items():
         return path
 
 
-@case("fold plan", "of missing folds", ".parquet", "delete that file and run again")
+@case("fold plan", "of missing folds", ".parquet", "delete that file if it is there")
 def _null_plan(folder: Path) -> Path:
     path = plan(folder)
     table = pq.read_table(path)
@@ -425,7 +425,7 @@ def _null_plan(folder: Path) -> Path:
     return path
 
 
-@case("fold plan", "half of it", ".parquet", "delete that file and run again")
+@case("fold plan", "half of it", ".parquet", "delete that file if it is there")
 def _half_plan(folder: Path) -> Path:
     path = plan(folder)
     os.truncate(path, path.stat().st_size // 2)

@@ -11,6 +11,7 @@ from nightfold.errors import UsageError
 from nightfold.experiment import Candidate, Experiment, PlanChoice
 from nightfold.foldplan import FoldPlan
 from nightfold.foldresult import FoldJob, folder_of
+from nightfold.retention import TRASH
 from nightfold.scaling import Scaler
 from nightfold.statistics import corrected_resampled_t, corrected_unpaired_t
 from nightfold.store import Store, write_json
@@ -328,6 +329,12 @@ def test_the_run_before_is_the_last_of_the_same_experiment_and_data_set(store, n
     night(accuracies[1])
     question = Question.read(store, b=b)
     assert question.a.summary.run_id == before
+
+
+def test_what_a_killed_prune_has_left_is_no_run(store, night, accuracies):
+    before, pruned, b = (night(accuracies[0]) for _ in range(3))
+    store.run(pruned).rename(store.runs / f"{TRASH}1a2b3c4d-{pruned}")
+    assert Question.read(store, b=b).a.summary.run_id == before
 
 
 def test_a_run_before_whose_summary_cannot_be_read_is_passed_over(store, night, accuracies):

@@ -46,11 +46,11 @@ def holder(tmp_path):
 def test_the_second_is_refused_and_told_who_has_the_folder(tmp_path, holder):
     with (
         pytest.raises(Busy, match=rf"the run first \(process {holder.pid} on .*, since 20") as said,
-        alone(Store(tmp_path), "second", minutes=0, tell=never),
+        alone(Store(tmp_path), "second", minutes=0, tell=never, advice=", or wait longer"),
     ):
         pass
     assert "\n" not in str(said.value)
-    assert "--wait" in str(said.value)
+    assert str(said.value).endswith("run again when that has ended, or wait longer.")
 
 
 def test_the_second_waits_no_longer_than_asked(tmp_path, holder):

@@ -197,6 +197,15 @@ def test_the_time_of_a_new_recipe_is_that_of_its_architecture(store, night, digi
     assert "The time of bayes is that of its architecture" in " ".join(outlook.notes)
 
 
+def test_the_time_of_an_ensemble_is_that_of_all_its_networks(store, night, digit_plan):
+    three = BAYES.model_copy(update={"ensemble": 3})
+    night(NEIGHBOUR, three, seconds=6.0)
+    other = three.model_copy(update={"label_smoothing": 0.1})
+    single = BAYES.model_copy(update={"name": "single"})
+    outlook = look_ahead(store, digit_plan, other, single)
+    assert outlook.seconds == {"bayes": pytest.approx(6), "single": pytest.approx(2)}
+
+
 def test_the_newest_night_tells_the_time(store, night, digit_plan):
     night(NEIGHBOUR, BAYES, seconds=60.0)
     night(NEIGHBOUR, BAYES, seconds=6.0)

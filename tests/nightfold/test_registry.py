@@ -196,6 +196,21 @@ def test_a_champion_that_comes_back_brings_its_looks_along(real_registry):
     assert real_registry.look("a", "2" * 64) == 2
 
 
+@pytest.mark.slow
+def test_it_brings_looks_at_later_fits_of_its_recipe_along_too(tmp_path, add_bundle, store):
+    registry, real = Registry(Store(tmp_path / "real")), store.models / "night-1"
+    for version, digit in (("a", "1"), ("b", "2"), ("a2", "1")):
+        add_bundle(registry.folder, version, like=real, candidate_digest=digit * 64)
+    registry.promote("a", "first")
+    registry.look("a", "6" * 64)
+    registry.promote("b", "better")
+    registry.promote("a2", "the first recipe, fitted anew")
+    assert [registry.look("a2", digit * 64) for digit in "789"] == [2, 3, 4]
+    registry.promote("b", "by hand")
+    registry.rollback("a")
+    assert registry.look("a", "0" * 64) == 5
+
+
 def test_rollback_without_champion_says_so(registry):
     with pytest.raises(UsageError, match="no champion yet"):
         registry.rollback()

@@ -13,7 +13,8 @@ from nightfold import signature
 from nightfold.bundle import Bundle, verify
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.registry import Registry
-from nightfold.store import Store
+from nightfold.signature import SIGNATURE
+from nightfold.store import TEMPORARY, Store
 
 
 @pytest.fixture
@@ -47,6 +48,21 @@ def test_a_bundle_signed_by_hand_is_accepted(registry, new_key):
     registry.sign("a")
     assert registry.verify("a").version == "a"
     assert registry.promote("a", "first").version == "a"
+
+
+def test_readers_go_on_while_a_bundle_is_signed_and_where_that_was_killed(registry, new_key):
+    new_key("night", public=True)
+    registry.sign("a")
+    (registry.folder / "a" / f"{TEMPORARY}1a2b3c4d-{SIGNATURE}").write_bytes(b"half")
+    assert registry.promote("a", "first").version == "a"
+    assert registry.sign("a").version == "a"
+
+
+def test_the_public_key_may_be_named_from_the_home_folder(registry, new_key, monkeypatch):
+    key = new_key("night")
+    registry.sign("a")
+    monkeypatch.setenv("HOME", str(key.parent))
+    assert registry.verify("a", Path("~", key.name)).version == "a"
 
 
 def test_what_another_key_has_signed_is_refused(registry, new_key):

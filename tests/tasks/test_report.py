@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nightfold.dataset import Dataset, Split
-from nightfold.errors import UsageError
+from nightfold.errors import DataRefused, UsageError
 from nightfold.experiment import Candidate, RacingChoice, load_experiment
 from nightfold.gate import Comparison, Evidence, decide
 from nightfold.store import Store
@@ -685,6 +685,19 @@ def test_a_missing_file_is_named(name: str, splits: tuple[Split, Split], tmp_pat
     folder = RunBuilder(tmp_path, splits, folds=2, epochs=1).write()
     (folder / name).unlink()
     with pytest.raises(UsageError, match=re.escape(name)):
+        build_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal"), [("scores.parquet", DataRefused), ("validation.json", UsageError)]
+)
+def test_a_damaged_file_is_named(
+    name: str, refusal: type[Exception], splits: tuple[Split, Split], tmp_path: Path
+) -> None:
+    folder = RunBuilder(tmp_path, splits, folds=2, epochs=1).write()
+    (folder / name).write_bytes((folder / name).read_bytes()[:500])
+    with pytest.raises(refusal, match=re.escape(name)):
         build_report(folder)
     assert not (folder / "report.html").exists()
 
