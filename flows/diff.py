@@ -71,6 +71,7 @@ def jobs_of(corner: Corner, store: Store, folder: Path) -> list[FoldJob]:
             fold=fold,
             seed=corner.seed_value,
             artifacts=str(store.root),
+            source=str(corner.code.code_behind(corner.recipe)["architecture_source"]),
         )
         for repeat in range(1, plan.repeats + 1)
         for fold in range(1, plan.folds + 1)

@@ -133,12 +133,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Sound data, cut into folds, with a scaling for each, and who is scored on them."""
+    """Sound data, cut into folds, with a scaling for each, who is scored on them, by which code."""
 
     dataset: DatasetHandle
     plan: PlanHandle
     scalers: FittedScalers
     defence: Defence
+    record: Record
 
     @property
     def experiment(self) -> Experiment:
@@ -157,6 +158,7 @@ class Prepared:
                 fold=fold,
                 seed=run.experiment.seed,
                 artifacts=run.artifacts,
+                source=self.record.sources[candidate.architecture],
                 log=run.log,
             )
             for candidate in self.experiment.candidates
@@ -186,6 +188,7 @@ class Prepared:
             seed=run.experiment.seed,
             run_id=run.run_id,
             artifacts=run.artifacts,
+            source=self.record.sources[candidate.architecture],
             h5=run.settings.h5,
             log=run.log,
         )
@@ -236,7 +239,8 @@ def cut(run: Run, dataset: DatasetHandle, defence: Defence) -> Prepared:
     experiment = defence.experiment
     plan = split(dataset, experiment.plan, run.artifacts)
     scalings = [candidate.scaling for candidate in experiment.candidates]
-    return Prepared(dataset, plan, scale(dataset, plan, scalings, str(run.folder)), defence)
+    scalers = scale(dataset, plan, scalings, str(run.folder))
+    return Prepared(dataset, plan, scalers, defence, Record.of(experiment))
 
 
 def rehearse_own(run: Run, data: Prepared, runner: TaskRunner[Any]) -> None:
@@ -344,7 +348,7 @@ def publish(
 ) -> Summary:
     """Write the summary and the report, then point ``latest.json`` to the run."""
     dataset, plan = scored.data.dataset.open(), scored.data.experiment.plan
-    Record.of(scored.data.experiment).write(run.folder)
+    scored.data.record.write(run.folder)
     summary = Summary(
         run_id=run.run_id,
         flow=run.flow,

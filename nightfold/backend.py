@@ -15,15 +15,25 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from nightfold import gpu
-from nightfold.errors import DeviceFailed, NightfoldError
+from nightfold.errors import DeviceFailed, NightfoldError, UsageError
 from nightfold.imports import few_collections, hidden
 
 _EXTRAS = ("matplotlib", "pandas", "sklearn")
 """What Keras imports if it is there: for plots, data frames and wrappers, never to train."""
+
+_WANTED = {
+    "backend": "tensorflow",
+    "floatx": "float32",
+    "image_data_format": "channels_last",
+    "epsilon": 1e-7,
+    "max_epochs": None,
+    "max_steps_per_epoch": None,
+}
+"""Keras's own settings, apart from its backend: what scores are computed with."""
 
 _left_out: list[str] = []
 
@@ -48,7 +58,10 @@ def load() -> None:
     are all a user sees there.
     """
     with _loading:  # folds in threads come here side by side
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        if "keras" not in sys.modules:
+            os.environ["KERAS_BACKEND"] = "tensorflow"
+            for limit in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+                os.environ.pop(limit, None)
         # A keras.json in the home may change the float type or the order of axes, and with them
         # every score; without a place for it Keras neither reads nor writes one.
         os.environ.setdefault("KERAS_HOME", os.devnull)
@@ -62,10 +75,16 @@ def start() -> None:
     """Load TensorFlow and Keras and give them one thread; later calls do nothing.
 
     A process that has computed before keeps its threads.
+
+    Raises
+    ------
+    UsageError
+        If Keras was set otherwise than it sets itself, as by a keras.json in ``KERAS_HOME``.
     """
     load()
     import tensorflow as tf
 
+    _require_own_settings()
     _share_gpu()
     if threads() == 1:
         return
@@ -76,6 +95,20 @@ def start() -> None:
         tf.config.list_logical_devices()
     # Every fold traces graphs of its own, which TensorFlow takes for a mistake and warns of.
     tf.get_logger().setLevel("ERROR")
+
+
+@cache
+def _require_own_settings() -> None:
+    """Refuse settings with which scores would be others; those a network makes come later."""
+    from keras import config
+
+    for name, wanted in _WANTED.items():
+        if (found := getattr(config, name)()) != wanted:
+            raise UsageError(
+                f"Keras is set to {name} {found!r} in this process, and scores would be others: "
+                f"leave it at {wanted!r}, in keras.json (see KERAS_HOME) and in the program that "
+                "imports it."
+            )
 
 
 def _share_gpu() -> None:

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nightfold.dataset import DatasetHandle
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.experiment import Candidate
 from nightfold.foldplan import PlanHandle
-from nightfold.foldresult import CHECKPOINT, FoldHandle, result_key
+from nightfold.foldresult import CHECKPOINT, FoldHandle, code_versions, result_key, source_of
 from nightfold.racing import Race
 from nightfold.runlog import RunLog
 from nightfold.scaling import Scaler
 from nightfold.store import Store, make_folder, write_json
+from nightfold.zoo import find, require_source
 
 if TYPE_CHECKING:
     from nightfold.training import Epoch, Trained
@@ -51,6 +52,7 @@ class FinalJob(BaseModel):
     seed: int
     run_id: str
     artifacts: str
+    source: str = Field(default_factory=source_of)
     h5: bool = False
     log: RunLog | None = None
 
@@ -62,7 +64,12 @@ class FinalJob(BaseModel):
     @cached_property
     def folder(self) -> Path:
         """Where the checkpoint is."""
-        key = result_key(self.candidate, self.dataset.digest, {"final": True, "seed": self.seed})
+        key = result_key(
+            self.candidate,
+            self.dataset.digest,
+            {"final": True, "seed": self.seed},
+            {"architecture_source": self.source, **code_versions()},
+        )
         return Store(self.artifacts).folds / f"final-{key[:32]}"
 
     def rehearse(self, beside: Sequence[str] = ()) -> None:
@@ -81,9 +88,9 @@ class FinalJob(BaseModel):
         from nightfold import backend
         from nightfold.bundle import rehearse
         from nightfold.model import build_model
-        from nightfold.zoo import find
 
         backend.start()
+        require_source(self.candidate.architecture, self.source)
         for architecture in beside:
             find(architecture)
         dataset = self.dataset.open()
@@ -108,6 +115,7 @@ class FinalJob(BaseModel):
         """
         from nightfold.training import train
 
+        require_source(self.candidate.architecture, self.source)
         dataset = self.dataset.open()
         rows = np.arange(len(dataset.train))
         make_folder(self.folder)

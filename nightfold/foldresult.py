@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightfold import __version__, gpu
 from nightfold.dataset import DatasetHandle
@@ -40,7 +40,7 @@ from nightfold.store import (
     write_json,
 )
 from nightfold.training import ENGINE, Epoch, checkpoint_of
-from nightfold.zoo import fingerprint
+from nightfold.zoo import fingerprint, require_source
 
 CHECKPOINT = "checkpoint.npz"
 
@@ -125,6 +125,11 @@ class FoldResult(BaseModel):
         return result if found == result.probabilities_sha256 else None
 
 
+def source_of(job: dict[str, Any]) -> str:
+    """Digest of the source of the architecture of a job that is being made."""
+    return fingerprint(job["candidate"].architecture)
+
+
 class FoldJob(BaseModel):
     """One fold to train: everything that decides its numbers, in handles.
 
@@ -134,6 +139,8 @@ class FoldJob(BaseModel):
         Fitted on the fold's training rows.
     repeat, fold : int
         From 1.
+    source : str
+        Digest of the source of its architecture when the job was made; no other is trained.
     seed : int
         The experiment's; every fold derives its own from it, equal for all candidates so that
         they are compared on equal terms.
@@ -151,6 +158,7 @@ class FoldJob(BaseModel):
     fold: int
     seed: int
     artifacts: str
+    source: str = Field(default_factory=source_of)
     log: RunLog | None = None
 
     @property
@@ -169,7 +177,7 @@ class FoldJob(BaseModel):
             self.repeat,
             self.fold,
             self.seed,
-            code_behind(self.candidate),
+            {"architecture_source": self.source, **code_versions()},
         )
 
     @property
@@ -275,6 +283,7 @@ class FoldJob(BaseModel):
                 on_note(sentence)
 
         started_at = datetime.now(UTC)
+        require_source(self.candidate.architecture, self.source)
         dataset = self.dataset.open()
         plan = self.plan.open()
         plan.check(dataset)
@@ -391,7 +400,7 @@ def code_versions() -> dict[str, str | int]:
 
 
 def code_behind(candidate: Candidate) -> dict[str, str | int]:
-    """Those versions, and the digest of the source of an architecture that is the user's own."""
+    """Those versions, and the digest of the source of its architecture."""
     return {"architecture_source": fingerprint(candidate.architecture), **code_versions()}
 
 
@@ -423,15 +432,15 @@ def result_key(
     candidate: Candidate,
     dataset_digest: str,
     rest: dict[str, str | int],
-    code: dict[str, str | int] | None = None,
+    code: dict[str, str | int],
 ) -> str:
-    """sha256 of everything that decides what training gives; `code` is today's if left out."""
+    """sha256 of everything that decides what training gives."""
     return sha256_json(
         {
             "candidate": candidate.digest,
             "dataset": dataset_digest,
             **rest,
-            **(code_behind(candidate) if code is None else code),
+            **code,
         }
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from nightfold.draws import own_draws
 from nightfold.errors import UsageError
+from nightfold.ownsource import digest_of, files_of
 
 
 def import_trusted() -> tuple[str, ...]:
@@ -37,6 +38,10 @@ def import_trusted() -> tuple[str, ...]:
     return names
 
 
+_SOURCES: dict[str, str] = {}
+"""Digests of the sources of what `imported` has imported."""
+
+
 def imported(name: str) -> ModuleType:
     """A user's module, unless its import changes what other networks of the process are.
 
@@ -47,20 +52,37 @@ def imported(name: str) -> ModuleType:
     ------
     UsageError
         If the module sets something for all of Keras, or registers a class under the name of one
-        that another module has registered.
+        that another module has registered; or if its source is edited meanwhile.
     Exception
         Whatever the module raises.
     """
-    settings, classes = _keras_settings(), _registered_classes()
+    if name in sys.modules:
+        return importlib.import_module(name)
+    settings, classes, source = _keras_settings(), _registered_classes(), digest_of(name)
     with own_draws(0):
         module = importlib.import_module(name)
     try:
         _require_same_settings(name, settings)
         _require_same_classes(name, classes)
+        if digest_of(name) != source:
+            raise UsageError(f"The module {name!r} was edited while it was imported: run again.")
     except UsageError:
-        sys.modules.pop(name, None)  # so that the next import finds the same
+        forget(name)  # so that the next import finds the same
         raise
+    _SOURCES[name] = source
     return module
+
+
+def imported_from(name: str) -> str | None:
+    """Digest of the source that `imported` has a module from; None if it has not imported it."""
+    return _SOURCES.get(name) if name in sys.modules else None
+
+
+def forget(name: str) -> None:
+    """Let the next import of a module read its source, and that of all the user's it imports."""
+    importlib.invalidate_caches()
+    for module in (name, *files_of(name)):
+        sys.modules.pop(module, None)
 
 
 def told(error: Exception) -> str:

@@ -20,7 +20,6 @@ from nightfold.dataset import Dataset
 from nightfold.finaljob import FinalJob
 from nightfold.store import Store
 from nightfold.summary import FinalFacts
-from nightfold.zoo import fingerprint
 from tasks.train import is_transient
 
 GOLDEN_IMAGES = 16
@@ -84,7 +83,7 @@ def fit_and_seal(job: FinalJob, fold_accuracies: tuple[float, ...]) -> Finalized
             cross_validated=FoldScores.of(list(fold_accuracies)),
             holdout=holdout,
             n_train=len(dataset.train),
-            architecture_source=fingerprint(job.candidate.architecture),
+            architecture_source=job.source,
         ),
         np.asarray(dataset.test.images[:GOLDEN_IMAGES]),
         h5=job.h5,

@@ -14,6 +14,7 @@ from prefect.context import TaskRunContext
 
 from nightfold.errors import DeviceFailed, NightfoldError
 from nightfold.foldresult import FoldHandle, FoldJob
+from nightfold.store import sha256_json
 
 
 def is_transient(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -27,10 +28,10 @@ def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
     """Everything that decides the fold's numbers, the candidate's name, and where the result lives.
 
     The record holds a handle with the name in it: a recipe that runs under another name tonight
-    finds its fold on the disk instead.
+    finds its fold on the disk instead. Prefect makes a file's name of it, which has 255 bytes.
     """
     job: FoldJob = parameters["job"]
-    return f"{job.key}-{job.candidate.name}-{job.folder}".replace("/", "-")
+    return sha256_json([job.key, job.candidate.name, str(job.folder)])
 
 
 @task(

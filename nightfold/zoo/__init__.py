@@ -8,20 +8,23 @@ out, images already scaled, shape (batch, height, width, channels). Decorate it 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
+import inspect
 import pkgutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nightfold.errors import UsageError
-from nightfold.modules import imported, told
+from nightfold.modules import forget, imported, imported_from, told
+from nightfold.ownsource import digest_of
+from nightfold.store import sha256_file
 
 Build = Callable[[Any, int], Any]
 
 _ARCHITECTURES: dict[str, Build] = {}
+_IMPORTING = threading.Lock()
 
 
 def architecture(build: Build) -> Build:
@@ -74,19 +77,39 @@ def find(name: str) -> Build:
 
 
 def fingerprint(name: str) -> str:
-    """Digest of the source file of an architecture; '' if there is none.
+    """Digest of the source of an architecture; '' if there is none.
 
     It belongs to the key of every result made with the architecture: the same name may be another
-    network tomorrow.
+    network tomorrow. Of a network of the user's own it covers all that its module imports of theirs
+    (`nightfold.ownsource`), of another the file that it is in.
     """
-    module_name, colon, _ = name.partition(":")
-    if not colon:
-        build = architectures().get(name)
-        module_name = build.__module__ if build else ""
-    try:
-        spec = importlib.util.find_spec(module_name)
-    except Exception:  # `find` says what is wrong with it.
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        return ""
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    module, colon, _ = name.partition(":")
+    if colon:
+        return digest_of(module)
+    build = architectures().get(name)
+    return sha256_file(Path(inspect.getfile(build))) if build else ""
+
+
+def require_source(name: str, digest: str) -> None:
+    """Have an architecture imported from the source with that `fingerprint`, anew if need be.
+
+    A result is named by its source when a night begins; a process that lives on may have imported
+    another, and whoever edits the file meanwhile makes it another for those that come later.
+
+    Raises
+    ------
+    UsageError
+        If its source is another by now, or it cannot be imported.
+    """
+    if not is_own(name):
+        return
+    with _IMPORTING:  # threads train side by side
+        module = name.partition(":")[0]
+        if imported_from(module) != digest:
+            forget(module)
+            find(name)
+        if imported_from(module) != digest:
+            raise UsageError(
+                f"The source of the architecture {name!r} was edited after this run began: run the "
+                "same command again."
+            )

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nightfold.errors import UsageError
 from nightfold.experiment import Candidate, Optimizer, PlanChoice
+from nightfold.finaljob import FinalJob
 from nightfold.foldplan import FoldPlan
 from nightfold.foldresult import FoldJob, read_probabilities
+from nightfold.modules import forget
 from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.store import Store
 
@@ -146,3 +149,64 @@ class TestRun:
         assert names == {"result.json", "probabilities.npy", "progress.json"}
         np.load(job.folder / "probabilities.npy", allow_pickle=False)
         json.loads((job.folder / "result.json").read_text())
+
+
+OWN = """
+from keras import layers
+from own_blocks import UNITS
+
+def small(images, n_classes):
+    x = layers.Dense(UNITS)(layers.Flatten()(images))
+    return layers.Dense(n_classes, "softmax")(x)
+"""
+
+
+@pytest.fixture
+def own_job(job, tmp_path, monkeypatch):
+    """A function that makes the job of a network of the user's own with so many units, as edited
+    now; with `final`, that of its fit on all rows.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_small.py").write_text(OWN)
+
+    def make(units, final=False):
+        edit(units)
+        values = job.model_dump(exclude={"source"})
+        values["candidate"].update(architecture="own_small:small", epochs=1)
+        return FinalJob(run_id="night", **values) if final else FoldJob(**values)
+
+    def edit(units):
+        (tmp_path / "own_blocks.py").write_text(f"UNITS = {units}\n")
+
+    make.edit = edit
+    yield make
+    forget("own_small")
+
+
+def parameters(job):
+    return job.run().open().scores.parameters
+
+
+@pytest.mark.slow
+def test_a_process_that_lives_on_trains_the_source_that_the_key_names(own_job):
+    small, large = parameters(own_job(4)), parameters(own_job(512))
+    assert (small, large) == (784 * 4 + 4 + 4 * 10 + 10, 784 * 512 + 512 + 512 * 10 + 10)
+
+
+@pytest.mark.slow
+def test_a_source_that_was_imported_before_it_was_edited_is_trained_on(own_job):
+    first, second = own_job(4), own_job(4)
+    parameters(first)
+    own_job.edit(512)
+    assert parameters(changed(second, fold=2, source=second.source)) == 784 * 4 + 4 + 4 * 10 + 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("final", [False, True])
+def test_a_source_that_was_edited_before_it_was_imported_is_refused(own_job, final):
+    job = own_job(4, final=final)
+    own_job.edit(512)
+    with pytest.raises(UsageError, match=r"'own_small:small' was edited after this run began"):
+        job.fit() if final else job.run()
+    assert not list(job.folder.glob("*result*"))
+    assert not list(job.folder.glob("checkpoint*"))
