@@ -65,8 +65,8 @@ class Store:
         self.root = given(root).resolve()
         if not str(self.root).isprintable():
             raise UsageError(
-                f"The artifacts folder {self.root} has a name that no table holds: choose another "
-                "one."
+                f"The artifacts folder {self.root} has bytes in its name that no table can hold: "
+                "choose another one."
             )
 
     @property

@@ -84,15 +84,15 @@ def settle(
         if contest.champion != current:
             now = f"The champion is now {current}" if current else "There is no champion any more"
             return _refused(
-                f"{now}, and tonight's challenger was held against "
+                f"{now}, and tonight's challenger was compared with "
                 f"{contest.champion or 'none'}: run it again.",
                 current,
             )
         if champion and manifest.candidate_digest in champion.deposed:
             return _refused(
                 f"The champion {current} stays: the recipe of {manifest.candidate['name']} was "
-                "rolled back from. Once the cause is mended, 'nightfold models promote "
-                f"{bundle.version}' gives it the place.",
+                "rolled back from. Once the cause is mended, make it champion with 'nightfold models "
+                f"promote {bundle.version}'.",
                 current,
             )
         if contest.problem and current is None:
@@ -100,7 +100,7 @@ def settle(
         if contest.problem:
             return _refused(
                 f"The champion {current} stays, as it cannot be compared: {contest.problem} Until "
-                "then 'nightfold models promote' or 'rollback' decides.",
+                "that is resolved, decide with 'nightfold models promote' or 'rollback'.",
                 current,
             )
         if decision.outcome == "promote":

@@ -184,7 +184,7 @@ def _show_difference(found: Difference) -> None:
         cells = _change(step.difference, step.low, step.high)
         steps.add_row(step.factor, what, *cells, step.reading)
     if found.rest:
-        steps.add_row("rest", "all that was not measured, together", f"{100 * found.rest:+.3f}")
+        steps.add_row("rest", "everything not measured, together", f"{100 * found.rest:+.3f}")
     whole = _change(found.difference, found.low, found.high)
     steps.add_row("whole", "B less A, as recorded", *whole, found.reading)
     show_table(steps)
@@ -196,7 +196,7 @@ def _show_difference(found: Difference) -> None:
     say("")
     show_table(corners)
     tell(
-        "\nOne factor after the other, in this order; in another order the parts could be others. "
+        "\nOne factor is changed at a time, in this order; in another order the parts may differ. "
         "Intervals: 95 %, paired by fold where rows and folds are the same, else unpaired (Nadeau "
         "and Bengio 2003, Welch 1947; see docs/evidence.md)."
     )

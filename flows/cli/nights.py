@@ -95,5 +95,5 @@ def _run(name: str, settings: Settings) -> Summary:
 
 def stopped(how: str, exit_code: int) -> NoReturn:
     """End the command as a signal asked for; what is trained stays."""
-    tell(f"nightfold: {how}; the same command goes on behind the last finished epoch.")
+    tell(f"nightfold: {how}; run the same command again to go on behind the last finished epoch.")
     sys.exit(exit_code)

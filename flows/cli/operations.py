@@ -69,6 +69,6 @@ def _require_server() -> None:
 
     if not PREFECT_API_URL.value():
         raise UsageError(
-            "There is no Prefect server that stays to keep automations: start one with 'prefect "
-            "server start' and set PREFECT_API_URL."
+            "Automations need a Prefect server that stays: start one with 'prefect server start', "
+            "and set PREFECT_API_URL."
         )

@@ -162,7 +162,7 @@ def run_flow(flow: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     except Exception as error:
         if told := _told_of_server(error):
             raise NightfoldError(
-                f"{told} Run the same command again then; it goes on where it was."
+                f"{told} Then run the same command again; it resumes where it stopped."
             ) from error
         raise
 

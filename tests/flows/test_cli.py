@@ -168,7 +168,7 @@ def test_a_stopped_night_says_how_to_go_on(sent, exit_code, tmp_path):
     _, rest = night.communicate(timeout=60)
     assert "retrain night" in begun
     assert night.returncode == exit_code
-    assert "goes on behind the last finished epoch" in rest
+    assert "go on behind the last finished epoch" in rest
     assert "Traceback" not in rest
 
 
@@ -245,7 +245,7 @@ def test_a_signal_to_every_process_of_a_night_stops_it_as_one_to_the_command_doe
     os.killpg(night.pid, sent)
     _, rest = night.communicate(timeout=60)
     assert night.returncode == exit_code, rest
-    assert "goes on behind the last finished epoch" in rest
+    assert "go on behind the last finished epoch" in rest
     assert "Traceback" not in rest
 
 

@@ -106,7 +106,7 @@ def test_proof_against_another_champion_proves_nothing(registry, add):
     facts = tried(challenger, registry, contest)
     assert (facts.outcome, facts.champion) == ("refuse", "b")
     assert facts.reason.startswith(
-        "The champion is now b, and tonight's challenger was held against a"
+        "The champion is now b, and tonight's challenger was compared with a"
     )
 
 
