@@ -569,7 +569,8 @@ def _read_files(path: Path, manifest: Manifest, keep: Collection[str]) -> dict[s
     # Only these names exist in this format, so no name can lead out of the folder.
     for name in sorted(manifest.files.keys() - ALLOWED):
         raise BundleRefused(
-            f"{path / MANIFEST} lists the file {name!r}, which does not belong in a bundle: do not use it."
+            f"{path / MANIFEST} lists the file {name!r}, which does not belong in a bundle: do "
+            "not use it."
         )
     # A signature is put in place beside readers, and a kill may leave it unfinished.
     present = {e.name for e in path.iterdir() if not e.name.startswith(TEMPORARY)}

@@ -39,8 +39,8 @@ def told() -> str | None:
     if _has_libraries():
         return f"Folds train on the GPU ({device})."
     return (
-        f"The GPU ({device}) is not used, because TensorFlow's libraries for it are missing: install "
-        '"tensorflow[and-cuda]".'
+        f"The GPU ({device}) is not used, because TensorFlow's libraries for it are missing: "
+        'install "tensorflow[and-cuda]".'
     )
 
 

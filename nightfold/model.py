@@ -246,8 +246,8 @@ def _require_own_weights(candidate: Candidate, network: Network) -> None:
             if id(variable.value) not in made:
                 raise UsageError(
                     f"The architecture {candidate.architecture!r} returns {variable.path}, which "
-                    "its function has not made: one fold could start from what another has learned; "
-                    "make every layer and random generator within the function."
+                    "its function has not made, so one fold could start from what another has "
+                    "learned: make every layer and random generator within the function."
                 )
 
 

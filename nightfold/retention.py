@@ -96,7 +96,7 @@ def prune(store: Store, keep: int, *, dry_run: bool = False) -> Pruned:
             if run.at > datetime.now(UTC) + CLOCKS_DIFFER:
                 raise UsageError(
                     f"{run.path} ended in the future, at {run.at:%Y-%m-%d %H:%M} UTC, so that the "
-                    "newest runs cannot be told from others: set the clock, or move that folder away."
+                    "newest runs cannot be told: set the clock, or move that folder away."
                 )
         doomed = {area: list(inventory.doomed(area)) for area in AREAS}
         pruned = Pruned(

@@ -91,8 +91,8 @@ def settle(
         if champion and manifest.candidate_digest in champion.deposed:
             return _refused(
                 f"The champion {current} stays: the recipe of {manifest.candidate['name']} was "
-                "rolled back from. Once the cause is mended, make it champion with 'nightfold models "
-                f"promote {bundle.version}'.",
+                "rolled back from. Once the cause is mended, 'nightfold models promote "
+                f"{bundle.version}' makes it champion.",
                 current,
             )
         if contest.problem and current is None:
