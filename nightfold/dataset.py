@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nightfold.errors import DataRefused, first_fault
+from nightfold.errors import DataRefused, first_line
 from nightfold.store import atomic_folder, write_json
 
 FORMAT = 1
@@ -214,11 +214,10 @@ class Dataset:
             about = _Index.model_validate_json((path / "dataset.json").read_bytes())
             train, test = (_mapped(path, name) for name in SPLITS)
         except Exception as error:
-            what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            if isinstance(error, ValidationError):
-                what = f"dataset.json, {first_fault(error)}"
+            where = "dataset.json, " if isinstance(error, ValidationError) else ""
             raise DataRefused(
-                f"The snapshot {path} cannot be read ({what}): delete that folder and run again."
+                f"The snapshot {path} cannot be read ({where}{first_line(error)}): delete that "
+                "folder and run again."
             ) from error
         return cls(
             path=path,

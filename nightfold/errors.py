@@ -6,11 +6,6 @@ that is not in this module is a defect of ours and ends with exit code 1 and a t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
 
 def printable(text: str) -> str:
     r"""`text` on one line, with every character that cannot be shown written as an escape.
@@ -28,10 +23,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
-def first_fault(error: ValidationError) -> str:
-    """What is wrong first in a document that is not what it should be: its key, and why."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+def first_line(error: Exception) -> str:
+    """What an error says, on one line; of a faulty document the key, and what is wrong there."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _escape(character: str) -> str:

@@ -18,18 +18,10 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from nightfold.bundle import (
-    MANIFEST,
-    Bundle,
-    Digest,
-    Manifest,
-    VersionName,
-    read_manifest,
-    sign,
-    verify,
-)
-from nightfold.errors import BundleRefused, DataRefused, UsageError, first_fault
+from nightfold.bundle import Bundle
+from nightfold.errors import BundleRefused, DataRefused, UsageError, first_line
 from nightfold.files import given, require_plain
+from nightfold.manifest import MANIFEST, Digest, Manifest, VersionName, read_manifest, sign, verify
 from nightfold.store import TEMPORARY, Store, make_folder, sha256_file, told, write_json
 
 FORMAT = 1
@@ -331,7 +323,7 @@ class Registry:
         return path
 
     def verify(self, model: str, public_key: Path | None = None) -> Manifest:
-        """`nightfold.bundle.verify` the bundle that `model` names, as `resolve` finds it.
+        """`nightfold.manifest.verify` the bundle that `model` names, as `resolve` finds it.
 
         A version that is or was champion must have the manifest that was promoted.
         """
@@ -344,7 +336,7 @@ class Registry:
         return Bundle.load(path, manifest_sha256=digest)
 
     def sign(self, model: str) -> Manifest:
-        """`nightfold.bundle.sign` the bundle that `model` names, verified first."""
+        """`nightfold.manifest.sign` the bundle that `model` names, verified first."""
         path, digest = self._find(model)
         return sign(path, manifest_sha256=digest)
 
@@ -387,7 +379,7 @@ class Registry:
             return Pointer.model_validate_json(content)
         except ValidationError as error:
             raise BundleRefused(
-                f"The champion pointer {self.pointer_path} was altered ({first_fault(error)}): "
+                f"The champion pointer {self.pointer_path} was altered ({first_line(error)}): "
                 "restore it, or move it away and promote a version again."
             ) from error
 

@@ -21,8 +21,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nightfold import lock
-from nightfold.bundle import Manifest, read_manifest
 from nightfold.errors import BundleRefused, UsageError
+from nightfold.manifest import Manifest, read_manifest
 from nightfold.registry import Entry, Registry
 from nightfold.store import TEMPORARY, Store, bytes_below
 from nightfold.summary import Summary

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
-from nightfold.errors import UsageError, first_fault
+from nightfold.errors import UsageError, first_line
 from nightfold.experiment import RacingChoice
 from nightfold.gate import Check, Outcome
 from nightfold.store import Store, bytes_below, write_json
@@ -204,7 +204,7 @@ class Summary(Fact):
             return cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
             raise UsageError(
-                f"{file} is not the summary of a run ({first_fault(error)}): restore it or look at "
+                f"{file} is not the summary of a run ({first_line(error)}): restore it or look at "
                 "another run."
             ) from error
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
-from nightfold.errors import UsageError, first_fault
+from nightfold.errors import UsageError, first_line
 from nightfold.store import write_json
 
 Severity = Literal["critical", "warning", "info"]
@@ -148,7 +148,7 @@ class ValidationReport(BaseModel):
             return cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
             raise UsageError(
-                f"{file} does not say what validation found ({first_fault(error)}): restore it or "
+                f"{file} does not say what validation found ({first_line(error)}): restore it or "
                 "look at another run."
             ) from error
 

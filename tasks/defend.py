@@ -11,10 +11,10 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nightfold.bundle import Manifest, verify
 from nightfold.dataset import Dataset, DatasetHandle
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.experiment import Candidate, Experiment
+from nightfold.manifest import Manifest, verify
 from nightfold.modules import import_trusted
 from nightfold.registry import CHAMPION, Registry
 from nightfold.store import Store

@@ -15,9 +15,10 @@ from prefect import get_run_logger, task
 from pydantic import BaseModel, ConfigDict
 
 from nightfold import statistics
-from nightfold.bundle import BundleHandle, FoldScores, HoldoutScores, ModelFacts, seal
+from nightfold.bundle import seal
 from nightfold.dataset import Dataset
 from nightfold.finaljob import FinalJob
+from nightfold.manifest import BundleHandle, FoldScores, HoldoutScores, ModelFacts
 from nightfold.store import Store
 from nightfold.summary import FinalFacts
 from tasks.train import is_transient

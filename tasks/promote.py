@@ -12,9 +12,9 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from nightfold import gate
-from nightfold.bundle import MODEL, BundleHandle, Manifest
 from nightfold.errors import BundleRefused
 from nightfold.experiment import PolicyChoice
+from nightfold.manifest import MODEL, BundleHandle, Manifest
 from nightfold.registry import Registry
 from nightfold.store import Store
 from nightfold.summary import PromotionFacts

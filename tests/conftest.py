@@ -12,19 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from nightfold import sources
-from nightfold.bundle import (
-    Bundle,
-    BundleHandle,
-    FoldScores,
-    HoldoutScores,
-    Manifest,
-    ModelFacts,
-    seal,
-)
+from nightfold.bundle import Bundle, seal
 from nightfold.dataset import Dataset, DatasetHandle, Split
 from nightfold.experiment import Candidate, Optimizer, PlanChoice, shipped
 from nightfold.foldplan import FoldPlan, PlanHandle
 from nightfold.foldresult import FoldJob, FoldResult, Scores, folder_of
+from nightfold.manifest import BundleHandle, FoldScores, HoldoutScores, Manifest, ModelFacts
 from nightfold.registry import Registry
 from nightfold.scaling import Scaler, pixel_histogram
 from nightfold.store import Store, sha256_file, write_json

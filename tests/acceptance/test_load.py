@@ -21,7 +21,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-from nightfold.bundle import verify
+from nightfold.manifest import verify
 from nightfold.registry import Registry
 from nightfold.store import Store
 

@@ -103,7 +103,7 @@ def _champion(root: Path, artifacts: Path) -> None:
 
 
 def _manifest(path: Path, artifacts: Path) -> None:
-    from nightfold.bundle import read_manifest, verify
+    from nightfold.manifest import read_manifest, verify
     from nightfold.registry import Registry
 
     Registry(Store(path.parent.parent)).versions()

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from nightfold import sources
-from nightfold.bundle import read_manifest
 from nightfold.dataset import Dataset
 from nightfold.errors import NightfoldError
 from nightfold.experiment import load_experiment, shipped
 from nightfold.foldplan import FoldPlan
 from nightfold.images import read_image
+from nightfold.manifest import read_manifest
 from nightfold.registry import Registry
 from nightfold.store import Store
 from nightfold.summary import Summary

@@ -12,15 +12,9 @@ import numpy as np
 import pytest
 
 from nightfold import backend, modelfile
-from nightfold.bundle import (
-    GOLDEN_TOLERANCE,
-    Bundle,
-    Manifest,
-    ModelFacts,
-    seal,
-    verify,
-)
+from nightfold.bundle import GOLDEN_TOLERANCE, Bundle, seal
 from nightfold.errors import BundleRefused, UsageError
+from nightfold.manifest import Manifest, ModelFacts, verify
 from nightfold.registry import Registry
 from nightfold.store import TEMPORARY, Store, write_json
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from nightfold import backend
-from nightfold.bundle import Bundle, Manifest, seal
+from nightfold.bundle import Bundle, seal
 from nightfold.errors import BundleRefused
+from nightfold.manifest import Manifest
 from nightfold.modelfile import REFUSED_LAYERS, Unsafe, inspect, stored_members
 from nightfold.store import write_json
 from nightfold.zoo import architectures

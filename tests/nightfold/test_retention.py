@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightfold import lock, retention
-from nightfold.bundle import verify
 from nightfold.errors import BundleRefused, Busy, UsageError
 from nightfold.experiment import Candidate
 from nightfold.history import History
+from nightfold.manifest import verify
 from nightfold.registry import Registry
 from nightfold.retention import AREAS, prune
 from nightfold.store import TEMPORARY, Store, write_json

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from nightfold import signature
-from nightfold.bundle import Bundle, verify
+from nightfold.bundle import Bundle
 from nightfold.errors import BundleRefused, UsageError
+from nightfold.manifest import verify
 from nightfold.registry import Registry
 from nightfold.signature import SIGNATURE
 from nightfold.store import TEMPORARY, Store

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from prefect.logging import disable_run_logger
 
-from nightfold.bundle import BundleHandle, HoldoutScores
 from nightfold.experiment import load_experiment
 from nightfold.gate import Comparison
+from nightfold.manifest import BundleHandle, HoldoutScores
 from nightfold.registry import Registry
 from nightfold.store import Store
 from nightfold.summary import PromotionFacts

@@ -28,9 +28,9 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from nightfold.bundle import verify
 from nightfold.experiment import shipped
 from nightfold.lock import LOCK
+from nightfold.manifest import verify
 from nightfold.registry import Registry
 from nightfold.store import TEMPORARY, Store
 
