@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +21,15 @@ from prefect.task_runners import TaskRunner
 
 from flows import logs
 from flows.settings import Settings
-from nightfold import __version__, gpu, lock, signature
+from nightfold import gpu, lock, signature
 from nightfold.dataset import DatasetHandle
-from nightfold.difference import Record
 from nightfold.errors import NightfoldError
 from nightfold.experiment import Experiment
 from nightfold.finaljob import Ahead, FinalJob
 from nightfold.foldplan import PlanHandle
 from nightfold.foldresult import FoldHandle, FoldJob
 from nightfold.racing import Race, Stop
+from nightfold.record import Record
 from nightfold.runlog import RunLog
 from nightfold.store import Store, make_folder, write_json
 from nightfold.summary import (
@@ -42,6 +41,7 @@ from nightfold.summary import (
     PromotionFacts,
     StoppedFacts,
     Summary,
+    installed,
     keep_another,
 )
 from nightfold.zoo import is_own
@@ -347,8 +347,8 @@ def publish(
     promotion: PromotionFacts | None = None,
 ) -> Summary:
     """Write the summary and the report, then point ``latest.json`` to the run."""
-    dataset, plan = scored.data.dataset.open(), scored.data.experiment.plan
-    scored.data.record.write(run.folder)
+    data = scored.data
+    data.record.write(run.folder)
     summary = Summary(
         run_id=run.run_id,
         flow=run.flow,
@@ -361,28 +361,9 @@ def publish(
         processors=os.cpu_count() or 1,
         workers=run.workers,
         runner=run.settings.runner,
-        versions={
-            "nightfold": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("tensorflow", "keras", "prefect", "numpy")},
-        },
-        dataset=DatasetFacts(
-            name=dataset.name,
-            origin=dataset.origin,
-            path=str(dataset.path),
-            digest=dataset.digest,
-            n_train=len(dataset.train),
-            n_test=len(dataset.test),
-            image_shape=dataset.image_shape,
-            class_names=dataset.class_names,
-        ),
-        plan=PlanFacts(
-            digest=scored.data.plan.digest,
-            scheme=plan.scheme,
-            folds=plan.folds,
-            repeats=plan.repeats,
-            seed=plan.seed,
-        ),
+        versions=installed(),
+        dataset=DatasetFacts.of(data.dataset.open()),
+        plan=PlanFacts.of(data.experiment.plan, data.plan.digest),
         candidates=tuple(scored.candidates),
         stopped=tuple(scored.stopped),
         racing=run.experiment.racing,

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from nightfold.dataset import DatasetHandle
 from nightfold.errors import DataRefused, UsageError
-from nightfold.experiment import Candidate, Experiment
+from nightfold.experiment import Candidate
 from nightfold.foldplan import FoldPlan, PlanHandle
 from nightfold.foldresult import FoldResult, code_behind, code_versions, fold_key, folder_of
-from nightfold.planner import Earlier
+from nightfold.record import Record
+from nightfold.scoretable import Earlier
 from nightfold.statistics import (
     HALF_A_ROW,
     CorrectedT,
@@ -48,61 +49,6 @@ ORDER: tuple[Factor, ...] = ("code", "data", "candidate", "seed")
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class Record(_Part):
-    """What a run was, in full, so that a later night can rebuild any part of it.
-
-    Attributes
-    ----------
-    experiment : Experiment
-        As it was run: the champion's recipe and repeats that were added included.
-    code : dict
-        `nightfold.foldresult.code_versions` of that night.
-    sources : dict
-        Digest of the source of every architecture, by its name.
-    """
-
-    experiment: Experiment
-    code: dict[str, str | int]
-    sources: dict[str, str]
-
-    @classmethod
-    def of(cls, experiment: Experiment) -> Self:
-        """The record of a run of `experiment` with today's code."""
-        names = {candidate.architecture for candidate in experiment.candidates}
-        return cls(
-            experiment=experiment,
-            code=code_versions(),
-            sources={name: fingerprint(name) for name in sorted(names)},
-        )
-
-    def write(self, folder: Path) -> None:
-        """Write ``experiment.json`` into the run's folder, atomically."""
-        write_json(folder / "experiment.json", self.model_dump(mode="json"))
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Read ``experiment.json`` from the run's folder.
-
-        Raises
-        ------
-        UsageError
-            If it is not there, or this version does not understand it.
-        """
-        path = folder / "experiment.json"
-        try:
-            return cls.model_validate_json(path.read_text())
-        except FileNotFoundError as error:
-            raise UsageError(
-                f"The run {folder.name} did not record its experiment in full, as earlier versions "
-                "did not: it cannot be taken apart; choose a later run."
-            ) from error
-        except (OSError, ValidationError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{path} cannot be understood by this version, so the run {folder.name} cannot be "
-                "taken apart: choose another run."
-            ) from error
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,14 @@ from nightfold.experiment import PolicyChoice
 Outcome = Literal["promote", "keep", "undecided", "refuse"]
 """`keep`: equivalent or worse; `refuse`: a limit is broken, or there is nothing to judge by."""
 
+OUTCOMES: dict[Outcome, str] = {
+    "promote": "promoted",
+    "keep": "champion kept",
+    "undecided": "undecided",
+    "refuse": "refused",
+}
+"""What became of a night's challenger, in words."""
+
 
 class Comparison(BaseModel):
     """What tonight's folds say of the challenger's recipe against the champion's.

@@ -17,7 +17,7 @@ from nightfold.errors import BundleRefused, UsageError
 from nightfold.gate import Outcome
 from nightfold.registry import Entry, Registry
 from nightfold.store import TEMPORARY, Store
-from nightfold.summary import CandidateFacts, PromotionFacts, Summary
+from nightfold.summary import CandidateFacts, Summary
 from nightfold.validation import ValidationReport
 
 
@@ -226,16 +226,9 @@ def _night(summary: Summary, recipes: dict[str, str], data_changed: bool) -> Nig
         champion=champion,
         champion_score=Score.of(scored[0]) if scored else None,
         challenger=Score.of(best),
-        outcome=_outcome(promotion),
+        outcome=promotion.decided if promotion else "refuse",
         reason=promotion.reason if promotion else "",
     )
-
-
-def _outcome(promotion: PromotionFacts | None) -> Outcome:
-    """The gate's word; nights before there was a gate either promoted or refused."""
-    if promotion and promotion.outcome:
-        return promotion.outcome
-    return "promote" if promotion and promotion.promoted else "refuse"
 
 
 def _by_hand(entries: list[Entry], summaries: list[Summary]) -> list[Change]:

@@ -5,14 +5,18 @@ It holds facts and figures, never tables: those are in the Parquet files beside 
 
 from __future__ import annotations
 
+import platform
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
+from nightfold import __version__
+from nightfold.dataset import Dataset
 from nightfold.errors import UsageError, first_line
-from nightfold.experiment import RacingChoice
+from nightfold.experiment import PlanChoice, RacingChoice
 from nightfold.gate import Check, Outcome
 from nightfold.store import Store, bytes_below, write_json
 
@@ -35,6 +39,20 @@ class DatasetFacts(Fact):
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
 
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """Those of a snapshot."""
+        return cls(
+            name=dataset.name,
+            origin=dataset.origin,
+            path=str(dataset.path),
+            digest=dataset.digest,
+            n_train=len(dataset.train),
+            n_test=len(dataset.test),
+            image_shape=dataset.image_shape,
+            class_names=dataset.class_names,
+        )
+
 
 class PlanFacts(Fact):
     """Which fold plan; results compare only where `digest` is equal."""
@@ -44,6 +62,17 @@ class PlanFacts(Fact):
     folds: int
     repeats: int
     seed: int
+
+    @classmethod
+    def of(cls, plan: PlanChoice, digest: str) -> Self:
+        """Those of a plan with this digest."""
+        return cls(
+            digest=digest,
+            scheme=plan.scheme,
+            folds=plan.folds,
+            repeats=plan.repeats,
+            seed=plan.seed,
+        )
 
 
 class RecipeFacts(Fact):
@@ -111,6 +140,11 @@ class PromotionFacts(Fact):
     outcome: Outcome | None = None
     checks: tuple[Check, ...] = ()
 
+    @property
+    def decided(self) -> Outcome:
+        """The gate's word; runs before there was a gate either promoted or refused."""
+        return self.outcome or ("promote" if self.promoted else "refuse")
+
 
 class DiskFacts(Fact):
     """What the artifacts take on the disk when the run ends, and what is left; bytes.
@@ -137,6 +171,15 @@ class DiskFacts(Fact):
             total=bytes_below(store.root),
             free=shutil.disk_usage(store.root).free,
         )
+
+
+def installed() -> dict[str, str]:
+    """Versions of what scores depend on, by name."""
+    return {
+        "nightfold": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("tensorflow", "keras", "prefect", "numpy")},
+    }
 
 
 class Summary(Fact):

@@ -26,6 +26,7 @@ from prefect.context import TaskRunContext
 from nightfold import figures
 from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
+from nightfold.gate import OUTCOMES
 from nightfold.history import History, Night
 from nightfold.racing import told
 from nightfold.statistics import (
@@ -424,7 +425,8 @@ def _context(run: RunFiles) -> dict[str, Any]:
     return {
         "summary": summary,
         "best": run.best,
-        "outcome": outcome(summary),
+        "outcome": OUTCOMES[summary.promotion.decided].capitalize() if summary.promotion else "",
+        "outcomes": OUTCOMES,
         "headline": headline(summary),
         "folds": run.table("scores", columns).to_dict("records"),
         "racing": told(summary.racing) if summary.racing else "",
@@ -485,20 +487,6 @@ def headline(summary: Summary) -> str:
     outcome = "but it was not promoted" if promotion is not None else "and was not up for promotion"
     stays = "; the champion stays" if promotion is not None and promotion.champion else ""
     return f"{best.name} came out {place} and {tested}, {outcome}{stays}."
-
-
-def outcome(summary: Summary) -> str:
-    """What the gate decided, in a word or two; empty for a run that promotes nothing."""
-    if summary.promotion is None:
-        return ""
-    words = {
-        "promote": "Promoted",
-        "keep": "Champion kept",
-        "undecided": "Undecided",
-        "refuse": "Refused",
-    }
-    old = "promote" if summary.promotion.promoted else "refuse"
-    return words[summary.promotion.outcome or old]
 
 
 def duration(seconds: float) -> str:

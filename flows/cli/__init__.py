@@ -1,7 +1,7 @@
 """The `nightfold` command: reads what the user wants, calls a flow or a noun, says what came out.
 
-One file a subject: `data` (ingest, validate), `nights` (evaluate, retrain, report), `evidence`
-(plan, history, diff), `predict`, `operations` (prune, automate) and `models`; `options` holds what
+One file a subject: `data` (ingest, validate), `nights` (evaluate, retrain, report), `plan`,
+`history`, `diff`, `predict`, `operations` (prune, automate) and `models`; `options` holds what
 several of them take. Nothing heavy is imported before a sub-command needs it, so help answers at
 once.
 """
@@ -17,7 +17,7 @@ import threading
 
 import typer
 
-from flows.cli import data, evidence, models, nights, operations, predict
+from flows.cli import data, diff, history, models, nights, operations, plan, predict
 from flows.cli.output import tell
 from nightfold.errors import NightfoldError
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Retrain image classifiers every night and publish only what is proven.",
     epilog="Start here: `nightfold retrain` runs the whole night on the shipped MNIST.",
 )
-for subject in (data, nights, evidence, predict, operations):
+for subject in (data, nights, plan, history, diff, predict, operations):
     app.add_typer(subject.app)
 app.add_typer(models.app, name="models")
 

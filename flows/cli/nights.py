@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,8 @@ from flows.cli.options import (
     NightOptions,
     with_night_options,
 )
-from flows.cli.output import print_json, show_outcome, tell
-from flows.cli.server import prepare_prefect, run_flow
+from flows.cli.output import print_json, show_outcome
+from flows.cli.server import prepare_prefect, run_flow, stoppable
 from nightfold.errors import NotPromoted
 
 if TYPE_CHECKING:
@@ -75,25 +75,15 @@ def _run(name: str, settings: Settings) -> Summary:
     assert settings.run_id is not None
     folder = Store(settings.artifacts).run(settings.run_id)
     try:
-        with watch(folder, f"{name} {settings.experiment} as {settings.run_id}"):
+        with stoppable(), watch(folder, f"{name} {settings.experiment} as {settings.run_id}"):
             prepare_prefect(settings.n_workers if settings.runner == "processes" else 0)
             if name == "retrain":
                 from flows.retrain import retrain as flow
             else:
                 from flows.evaluate import evaluate as flow
             summary: Summary = run_flow(flow, settings)
-    except KeyboardInterrupt:
-        stopped("interrupted", 130)
-    except SystemExit:  # how the command's own handler answers SIGTERM
-        stopped("terminated", 143)
     finally:
         if runners := sys.modules.get("flows.runners"):
             runners.discard_ahead()
     show_outcome(summary, folder)
     return summary
-
-
-def stopped(how: str, exit_code: int) -> NoReturn:
-    """End the command as a signal asked for; what is trained stays."""
-    tell(f"nightfold: {how}; run the same command again to go on behind the last finished epoch.")
-    sys.exit(exit_code)

@@ -38,6 +38,18 @@ def show_table(table: Table) -> None:
         console.print(table)
 
 
+def aligned(*columns: str, wrapped: int = 0) -> Table:
+    """A table of which only the column at `wrapped` gives way on a narrow terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for position, column in enumerate(columns):
+        table.add_column(
+            column, justify="right" if position > wrapped else "left", no_wrap=position != wrapped
+        )
+    return table
+
+
 @contextmanager
 def _written() -> Iterator[None]:
     """Say it in a sentence if standard output takes nothing, as on a full disk."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+from flows.cli.output import tell
 from nightfold.errors import NightfoldError, UsageError
 from nightfold.imports import few_collections
 
@@ -46,6 +48,22 @@ def prepare_prefect(workers: int = 0) -> None:
             _knock(url)
         else:
             _start_server(workers)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """End the command as Ctrl-C or SIGTERM ask for; what is trained stays."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stopped("interrupted", 130)
+    except SystemExit:  # how the command's own handler answers SIGTERM
+        _stopped("terminated", 143)
+
+
+def _stopped(how: str, exit_code: int) -> NoReturn:
+    tell(f"nightfold: {how}; run the same command again to go on behind the last finished epoch.")
+    sys.exit(exit_code)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from nightfold.bundle import Bundle
 from nightfold.errors import DataRefused, UsageError
 from nightfold.experiment import shipped
 from nightfold.history import History
-from nightfold.planner import Earlier
 from nightfold.registry import Registry
+from nightfold.scoretable import Earlier
 from nightfold.statistics import score_interval
 from nightfold.store import TEMPORARY, Store
 

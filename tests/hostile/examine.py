@@ -149,7 +149,7 @@ def _fold_result(folder: Path, artifacts: Path) -> None:
 
 
 def _scores(root: Path, artifacts: Path) -> None:
-    from nightfold.planner import Earlier
+    from nightfold.scoretable import Earlier
 
     raise DataRefused(", ".join(Earlier.read(Store(root), "digits").unreadable) + ".")
 

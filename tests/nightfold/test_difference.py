@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from nightfold.dataset import Dataset, Split
-from nightfold.difference import Corner, Question, Record
+from nightfold.difference import Corner, Question
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate, Experiment, PlanChoice
 from nightfold.foldplan import FoldPlan
 from nightfold.foldresult import FoldJob, folder_of
+from nightfold.record import Record
 from nightfold.retention import TRASH
 from nightfold.scaling import Scaler
 from nightfold.statistics import corrected_resampled_t, corrected_unpaired_t

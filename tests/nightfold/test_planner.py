@@ -8,7 +8,8 @@ import pytest
 from nightfold.experiment import Candidate, PlanChoice
 from nightfold.foldplan import FoldPlan
 from nightfold.gate import required_probability
-from nightfold.planner import ASSUMED_DISAGREEMENT, POWER, Earlier, Look, plan_ahead
+from nightfold.planner import POWER, Look, plan_ahead
+from nightfold.scoretable import ASSUMED_DISAGREEMENT, Earlier
 from nightfold.statistics import bayesian_correlated_t, detectable_difference
 from nightfold.store import Store
 
