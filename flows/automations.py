@@ -66,7 +66,7 @@ def install(webhook: str | None = None, silence: timedelta = SILENCE) -> list[st
             url=webhook,  # type: ignore[arg-type]
             headers={"Content-Type": "application/json"},  # type: ignore[arg-type]
         )
-        wanted.append(_told(UUID(str(block.save(BLOCK, overwrite=True)))))
+        wanted.append(_notification(UUID(str(block.save(BLOCK, overwrite=True)))))
     with get_client(sync_client=True) as client:
         for document in wanted:
             automation = AutomationCore.model_validate(document)
@@ -128,7 +128,7 @@ def _once_more() -> dict[str, Any]:
     }
 
 
-def _told(block: UUID) -> dict[str, Any]:
+def _notification(block: UUID) -> dict[str, Any]:
     states = ("Failed", "Crashed", "TimedOut", "Late")
     return {
         "name": "nightfold: a run in trouble is told",

@@ -106,7 +106,7 @@ class Run:
             self.store.sweep()
             make_folder(self.folder)
             logs.keep(self.log)
-            if (device := gpu.told()) is not None:
+            if (device := gpu.sentence()) is not None:
                 tell(device)
             yield replace(self, started_at=datetime.now(UTC))
 
@@ -169,7 +169,7 @@ class Prepared:
     @property
     def race(self) -> Race:
         """Who races by which rule; the champion's recipe is never stopped."""
-        guest = self.defence.candidate if self.defence.guest else None
+        guest = self.defence.guest_name
         return Race(
             rule=self.experiment.racing,
             runners=tuple(c.name for c in self.experiment.candidates if c.name != guest),
@@ -215,7 +215,7 @@ class CrossValidation:
     @property
     def guest(self) -> str | None:
         """The candidate that runs only because it is the champion's recipe."""
-        return self.data.defence.candidate if self.data.defence.guest else None
+        return self.data.defence.guest_name
 
     def accuracies(self, candidate: str) -> tuple[float, ...]:
         """Accuracy of every fold of one candidate, in the order of the plan."""
@@ -300,8 +300,7 @@ def cross_validate(
         artifacts=run.artifacts,
         stops=stops,
     )
-    policy = run.experiment.policy
-    compare(str(run.folder), **({} if policy is None else policy.verdict), stops=stops)
+    compare(str(run.folder), **run.experiment.verdict, stops=stops)
     return CrossValidation(data, folds, candidates, stopped)
 
 

@@ -28,6 +28,13 @@ MAX_DOTS = 100
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+ROPE = 0.001
+"""Half width of practical equivalence: a tenth of a point of accuracy."""
+
+SURE = 0.95
+"""Posterior probability from which on a verdict is given."""
+
+
 class Declared(BaseModel):
     """Base of everything read from TOML: immutable, and unknown keys are refused."""
 
@@ -244,11 +251,6 @@ class PolicyChoice(Declared):
     max_megabytes: float = Field(gt=0, description="size of the model's file, 10**6 bytes")
     max_milliseconds: float = Field(gt=0, description="median time to answer one image")
 
-    @property
-    def verdict(self) -> dict[str, float]:
-        """What the comparison of any two candidates needs to know, as keywords of `compare`."""
-        return {"rope": self.rope, "sure": self.probability}
-
 
 class RacingChoice(Declared):
     """When a hopeless candidate is stopped before its last fold; see `nightfold.racing`.
@@ -297,6 +299,13 @@ class Experiment(Declared):
                 f"most {most} folds; ask for fewer, or leave [racing] out"
             )
         return self
+
+    @property
+    def verdict(self) -> dict[str, float]:
+        """What the comparison of any two candidates needs to know, as keywords of `compare`."""
+        if self.policy is None:
+            return {"rope": ROPE, "sure": SURE}
+        return {"rope": self.policy.rope, "sure": self.policy.probability}
 
     @property
     def digest(self) -> str:

@@ -233,7 +233,7 @@ class FoldJob(BaseModel):
         if (handle := self.done()) is not None:
             self._tell("fold was there already", accuracy=handle.accuracy)
             return handle
-        return self._told(on_note, self._tell_progress)
+        return self._train_and_tell(on_note, self._tell_progress)
 
     def begin(self, epochs: int, on_note: Callable[[str], None] | None = None) -> None:
         """Train the fold up to an epoch and put it aside; `run` continues behind its checkpoint.
@@ -254,9 +254,9 @@ class FoldJob(BaseModel):
 
         if self.done() is None:
             with suppress(_PutAside):
-                self._told(on_note, tell)
+                self._train_and_tell(on_note, tell)
 
-    def _told(
+    def _train_and_tell(
         self, on_note: Callable[[str], None] | None, on_epoch: Callable[[Epoch], None]
     ) -> FoldHandle:
         """Train, and tell the run's log how that begins and ends."""

@@ -59,6 +59,10 @@ class Comparison(BaseModel):
     rivals: int = Field(1, ge=1)
     same_recipe: bool = False
 
+    def required(self, policy: PolicyChoice) -> float:
+        """Probability of being better that a promotion needs, see `required_probability`."""
+        return required_probability(policy.probability, look=self.look, rivals=self.rivals)
+
 
 class Evidence(BaseModel):
     """Everything that is known of a challenger when it asks for the champion's place.
@@ -161,7 +165,7 @@ def weigh(
     worse, equal, better = comparison.p_worse, comparison.p_equivalent, comparison.p_better
     if worse is None or equal is None or better is None:
         return "undecided"
-    asked = required_probability(policy.probability, look=comparison.look, rivals=comparison.rivals)
+    asked = comparison.required(policy)
     if better >= asked:
         return "better"
     if equal >= policy.probability:
@@ -286,7 +290,7 @@ def _at_most(name: str, value: float, ceiling: float, unit: str) -> Check:
 
 
 def _proof(policy: PolicyChoice, comparison: Comparison, verdict: str) -> Check:
-    asked = required_probability(policy.probability, look=comparison.look, rivals=comparison.rivals)
+    asked = comparison.required(policy)
     return Check(
         name=f"better than the champion by at least {_margin(policy)}",
         passed=verdict == "better",
@@ -311,7 +315,7 @@ def _comparison_told(policy: PolicyChoice, evidence: Evidence, verdict: str) -> 
     better = (
         f"probability of being better by at least {_margin(policy)} {_chance(comparison.p_better)}"
     )
-    asked = required_probability(policy.probability, look=comparison.look, rivals=comparison.rivals)
+    asked = comparison.required(policy)
     if verdict == "better":
         return f"{name} is better than the champion {evidence.champion}: {points}, {better}."
     if verdict == "undecided":

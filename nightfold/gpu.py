@@ -25,12 +25,12 @@ def name() -> str | None:
     return device if device is not None and _has_libraries() else None
 
 
-def told() -> str | None:
+def sentence() -> str | None:
     """What the log of a run says of the GPU, in a sentence; None if there is none.
 
     Examples
     --------
-    >>> told() is None or "GPU" in told()
+    >>> sentence() is None or "GPU" in sentence()
     True
     """
     device = _first_device()

@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nightfold.errors import Busy, UsageError
-from nightfold.store import Store, make_folder, told
+from nightfold.store import Store, make_folder, writing
 
 LOCK = ".night.lock"
 _POLL_SECONDS = 0.25
@@ -73,14 +73,14 @@ def alone(
     """
     make_folder(store.root)
     path = store.root / LOCK
-    with told(path):
+    with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _wait(descriptor, store, minutes, tell, advice)
         holder = Holder(
             run_id=run_id, pid=os.getpid(), host=platform.node(), since=datetime.now(UTC)
         )
-        with told(path):
+        with writing(path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder.model_dump_json().encode(), 0)
         try:

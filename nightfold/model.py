@@ -136,7 +136,7 @@ def build_network(candidate: Candidate, scaler: Scaler, dataset: Dataset, seed: 
             shape = "x".join(map(str, dataset.image_shape))
             raise UsageError(
                 f"The architecture {candidate.architecture!r} cannot be built for images of "
-                f"{shape}: {told(error, build)}"
+                f"{shape}: {fault_in(error, build)}"
             ) from error
         if model.output_shape != (None, dataset.n_classes):
             raise UsageError(
@@ -263,7 +263,7 @@ def has_own(model: Any, method: str) -> bool:
     return method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method)
 
 
-def told(error: Exception, function: Callable[..., Any]) -> str:
+def fault_in(error: Exception, function: Callable[..., Any]) -> str:
     """An error in a user's code in a line: what, and where in the file of `function`."""
     # Keras puts a line of its own before, and colours, and a list of arguments behind.
     lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]

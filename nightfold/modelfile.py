@@ -116,7 +116,8 @@ def stored_members(content: bytes, names: Collection[str]) -> Mapping[str, bytes
             found = [info.filename for info in infos]
             if sorted(found) != sorted(names):
                 raise Unsafe(
-                    f"it holds {_told(found)}, and should hold {_told(sorted(names))}, each once"
+                    f"it holds {_listed(found)}, and should hold {_listed(sorted(names))}, "
+                    "each once"
                 )
             if any(
                 info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size
@@ -130,7 +131,7 @@ def stored_members(content: bytes, names: Collection[str]) -> Mapping[str, bytes
         raise Unsafe(f"it is no sound zip archive ({error})") from error
 
 
-def _told(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(repr(name[:60]) for name in names[:5]) or "nothing"
 
 

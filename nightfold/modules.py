@@ -32,7 +32,7 @@ def import_trusted() -> tuple[str, ...]:
             raise
         except Exception as error:  # The module is the user's, and may raise anything.
             raise UsageError(
-                f"The module {name!r} of NIGHTFOLD_MODULES cannot be imported ({told(error)}): "
+                f"The module {name!r} of NIGHTFOLD_MODULES cannot be imported ({fault_of(error)}): "
                 "check its spelling, its code, and that its folder is on PYTHONPATH."
             ) from error
     return names
@@ -85,7 +85,7 @@ def forget(name: str) -> None:
         sys.modules.pop(module, None)
 
 
-def told(error: Exception) -> str:
+def fault_of(error: Exception) -> str:
     """An error of an import in a few words."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 

@@ -48,7 +48,7 @@ class Stop(BaseModel):
         )
 
 
-def told(rule: RacingChoice) -> str:
+def rule_in_words(rule: RacingChoice) -> str:
     """The rule in one sentence."""
     return (
         f"After {rule.min_folds} folds of every candidate, and after each fold from then on, a "

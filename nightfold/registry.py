@@ -22,7 +22,7 @@ from nightfold.bundle import Bundle
 from nightfold.errors import BundleRefused, DataRefused, UsageError, first_line
 from nightfold.files import given, require_plain
 from nightfold.manifest import MANIFEST, Digest, Manifest, VersionName, read_manifest, sign, verify
-from nightfold.store import TEMPORARY, Store, make_folder, sha256_file, told, write_json
+from nightfold.store import TEMPORARY, Store, make_folder, sha256_file, write_json, writing
 
 FORMAT = 1
 CHAMPION = "champion"
@@ -140,7 +140,7 @@ class Registry:
             return
         make_folder(self.folder)
         file = self.folder / f".{CHAMPION}.lock"
-        with told(file):
+        with writing(file):
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

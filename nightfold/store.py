@@ -231,7 +231,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     >>> target.read_text()
     'whole'
     """
-    with told(target), _under_construction(target, Path.touch) as part:
+    with writing(target), _under_construction(target, Path.touch) as part:
         yield part
         with _own_step():
             _flush(part)
@@ -251,7 +251,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     NotWritten
         If the disk is full, the folder is read-only or something else is in the way.
     """
-    with told(target), _under_construction(target, Path.mkdir) as part:
+    with writing(target), _under_construction(target, Path.mkdir) as part:
         yield part
         with _own_step():
             for path in sorted(part.rglob("*"), reverse=True):
@@ -273,7 +273,7 @@ def make_folder(path: Path) -> None:
     NotWritten
         If that is not possible.
     """
-    with told(path), _own_step():
+    with writing(path), _own_step():
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -296,7 +296,7 @@ def _own_step() -> Iterator[None]:
 
 
 @contextmanager
-def told(target: Path) -> Iterator[None]:
+def writing(target: Path) -> Iterator[None]:
     """Say in one sentence that `target` cannot be written, if that is why the block fails.
 
     Raises

@@ -26,7 +26,7 @@ from nightfold.errors import NightfoldError, UsageError
 from nightfold.experiment import Candidate
 from nightfold.fitting import fit_epoch, why_fit
 from nightfold.graphs import epoch_graph, evaluation_graph, in_calls, rows_of, score_in_calls
-from nightfold.model import averaged, build_network, line_of, told, variables_made
+from nightfold.model import averaged, build_network, fault_in, line_of, variables_made
 from nightfold.optimization import learning_rates, make_optimizer
 from nightfold.scaling import Scaler
 from nightfold.store import atomic_file
@@ -276,7 +276,7 @@ def _code_of(architecture: str) -> Iterator[None]:
         build = find(architecture)
         if isinstance(error, OSError) and line_of(error, build) is None:
             raise  # a disk's, which may work again
-        what = told(error, build)
+        what = fault_in(error, build)
         raise UsageError(f"The architecture {architecture!r} cannot be trained: {what}") from error
 
 

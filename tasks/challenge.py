@@ -125,10 +125,7 @@ def _compare(
     folder: Path, challenger: str, champion: str, defence: Defence, plan: PlanHandle
 ) -> Comparison:
     """Challenger minus champion, from the verdict on the pair, whichever came first in it."""
-    about = {
-        "repeats": plan.repeats,
-        "rivals": max(1, sum(c.name != champion for c in defence.experiment.candidates)),
-    }
+    about = {"repeats": plan.repeats, "rivals": defence.rivals}
     if challenger == champion:
         same = {"mean_difference": 0.0, "p_worse": 0.0, "p_equivalent": 1.0, "p_better": 0.0}
         return Comparison.model_validate({**same, **about, "same_recipe": True})

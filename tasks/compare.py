@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from nightfold import statistics
 from nightfold.errors import DataRefused
+from nightfold.experiment import ROPE, SURE
 from nightfold.figures import percent
 from nightfold.foldplan import FoldPlan
 from nightfold.racing import Stop
@@ -27,12 +28,6 @@ from nightfold.tables import VERDICTS, build_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ROPE = 0.001
-"""Half width of practical equivalence: a tenth of a point of accuracy."""
-
-SURE = 0.95
-"""Posterior probability from which on a verdict is given."""
 
 
 @task(name="compare", task_run_name="compare candidates", cache_policy=NO_CACHE)

@@ -49,6 +49,16 @@ class Defence(BaseModel):
     guest: bool = False
     problem: str | None = None
 
+    @property
+    def guest_name(self) -> str | None:
+        """The candidate that runs only because it is the champion's recipe, if there is one."""
+        return self.candidate if self.guest else None
+
+    @property
+    def rivals(self) -> int:
+        """Candidates that a challenger is chosen from."""
+        return max(1, sum(c.name != self.candidate for c in self.experiment.candidates))
+
 
 @task(name="defend", cache_policy=NO_CACHE)
 def defend(experiment: Experiment, dataset: DatasetHandle, run_id: str, artifacts: str) -> Defence:
@@ -107,10 +117,10 @@ def _recipe(manifest: Manifest, dataset: Dataset, experiment: Experiment) -> Can
     """The candidate that the champion was, if it can be trained on `dataset`."""
     if (manifest.class_names, manifest.input_shape) != (dataset.class_names, dataset.image_shape):
         raise UsageError(
-            f"it was made for other images or classes ({_told(manifest.input_shape)}, "
+            f"it was made for other images or classes ({_by_sides(manifest.input_shape)}, "
             f"{len(manifest.class_names)} classes) than those of {dataset.name} "
-            f"({_told(dataset.image_shape)}, {len(dataset.class_names)} classes); keep the models "
-            "of another task under another artifacts folder."
+            f"({_by_sides(dataset.image_shape)}, {len(dataset.class_names)} classes); keep the "
+            "models of another task under another artifacts folder."
         )
     if manifest.n_train and len(dataset.train) < ENOUGH * manifest.n_train:
         raise UsageError(
@@ -142,5 +152,5 @@ def _recipe(manifest: Manifest, dataset: Dataset, experiment: Experiment) -> Can
     return recipe
 
 
-def _told(shape: tuple[int, int, int]) -> str:
+def _by_sides(shape: tuple[int, int, int]) -> str:
     return " x ".join(map(str, shape))

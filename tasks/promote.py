@@ -78,7 +78,7 @@ def settle(
             return _refused(f"The challenger is not sound: {refused}", current)
         decision = gate.decide(policy, _evidence(manifest, milliseconds, contest))
         if champion and champion.version == bundle.version:
-            return _told(decision, current).model_copy(
+            return _facts(decision, current).model_copy(
                 update={"promoted": True, "outcome": "promote", "reason": champion.reason}
             )
         if contest.champion != current:
@@ -106,10 +106,10 @@ def settle(
         if decision.outcome == "promote":
             registry.promote(bundle.version, decision.reason)
             current = bundle.version
-        return _told(decision, current)
+        return _facts(decision, current)
 
 
-def _told(decision: gate.Decision, champion: str | None) -> PromotionFacts:
+def _facts(decision: gate.Decision, champion: str | None) -> PromotionFacts:
     promoted = decision.outcome == "promote"
     return PromotionFacts(promoted=promoted, champion=champion, **dict(decision))
 

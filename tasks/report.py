@@ -28,7 +28,7 @@ from nightfold.dataset import DatasetHandle, Split
 from nightfold.errors import DataRefused, UsageError
 from nightfold.gate import OUTCOMES
 from nightfold.history import History, Night
-from nightfold.racing import told
+from nightfold.racing import rule_in_words
 from nightfold.statistics import (
     Interval,
     mean_over_repeats,
@@ -429,7 +429,7 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "outcomes": OUTCOMES,
         "headline": headline(summary),
         "folds": run.table("scores", columns).to_dict("records"),
-        "racing": told(summary.racing) if summary.racing else "",
+        "racing": rule_in_words(summary.racing) if summary.racing else "",
         "all_folds": summary.plan.folds * summary.plan.repeats,
         "verdicts": run.verdicts,
         "shown_verdicts": run.shown_verdicts,

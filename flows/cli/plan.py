@@ -34,7 +34,6 @@ def plan(options: NightOptions, as_json: JsonOption = False) -> None:
     from nightfold.registry import Registry
     from nightfold.scoretable import Earlier
     from nightfold.store import Store
-    from tasks.compare import ROPE, SURE
     from tasks.defend import enter
     from tasks.ingest import take_in
 
@@ -49,7 +48,7 @@ def plan(options: NightOptions, as_json: JsonOption = False) -> None:
         Earlier.read(store, dataset.name),
         workers=settings.n_workers,
         look=_next_look(defence, registry),
-        **(experiment.policy.verdict if experiment.policy else {"rope": ROPE, "sure": SURE}),
+        **experiment.verdict,
     )
     if defence.problem:
         tell(f"The champion cannot be compared: {defence.problem}")
@@ -75,8 +74,7 @@ def _next_look(defence: Defence, registry: Registry) -> Look | None:
     if champion is None or policy is None or defence.candidate is None:
         return None
     number = len(champion.looks) + 1
-    rivals = max(1, sum(c.name != defence.candidate for c in defence.experiment.candidates))
-    needed = required_probability(policy.probability, look=number, rivals=rivals)
+    needed = required_probability(policy.probability, look=number, rivals=defence.rivals)
     return Look(champion=defence.candidate, number=number, probability=needed)
 
 

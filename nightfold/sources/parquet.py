@@ -29,7 +29,7 @@ from nightfold.errors import DataRefused, UsageError
 from nightfold.files import refuse_bomb, require_plain
 from nightfold.images import Channels, Size, read_images
 from nightfold.sources.contents import Contents, entries, integer_labels, require_clear_names
-from nightfold.store import atomic_file, make_folder, told
+from nightfold.store import atomic_file, make_folder, writing
 
 _SHARD = re.compile(r"(?P<split>train|test)(-.*?)??(-(?P<number>\d+)-of-(?P<count>\d+))?\.parquet")
 _BATCH = 4096
@@ -145,7 +145,7 @@ def write_native(folder: Path, dataset: Dataset) -> bool:
 @contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
     """Let two that write the same data set take turns; the kernel ends the turn of a dead one."""
-    with told(folder):
+    with writing(folder):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

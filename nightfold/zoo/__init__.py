@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nightfold.errors import UsageError
-from nightfold.modules import forget, imported, imported_from, told
+from nightfold.modules import fault_of, forget, imported, imported_from
 from nightfold.ownsource import digest_of
 from nightfold.store import sha256_file
 
@@ -68,8 +68,8 @@ def find(name: str) -> Build:
         raise
     except Exception as error:  # The module is the user's, and may raise anything.
         raise UsageError(
-            f"The architecture {name!r} cannot be imported ({told(error)}): check its spelling, "
-            "its code, and that its folder is on PYTHONPATH."
+            f"The architecture {name!r} cannot be imported ({fault_of(error)}): check its "
+            "spelling, its code, and that its folder is on PYTHONPATH."
         ) from error
     if not callable(build):
         raise UsageError(f"The architecture {name!r} is not a function.")

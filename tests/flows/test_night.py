@@ -336,7 +336,7 @@ def test_waiting_for_another_run_is_no_time_of_this_one(settings, tmp_path):
 
 def test_its_log_says_which_gpu_folds_train_on(settings, night, monkeypatch):
     artifacts, _, _ = night
-    monkeypatch.setattr("nightfold.gpu.told", lambda: "Folds train on the GPU (NVIDIA H200).")
+    monkeypatch.setattr("nightfold.gpu.sentence", lambda: "Folds train on the GPU (NVIDIA H200).")
     summary = evaluate(settings(artifacts, candidates=["baseline"]))
     assert "(NVIDIA H200)" in (Store(artifacts).run(summary.run_id) / "log.jsonl").read_text()
 

@@ -46,7 +46,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 def test_the_first_device_of_the_driver_is_the_gpu(machine: Callable[..., None]) -> None:
     machine("NVIDIA H200")
     assert gpu.name() == "NVIDIA H200"
-    assert gpu.told() == "Folds train on the GPU (NVIDIA H200)."
+    assert gpu.sentence() == "Folds train on the GPU (NVIDIA H200)."
 
 
 def test_without_libraries_it_is_left_idle_and_the_log_says_what_to_install(
@@ -54,12 +54,12 @@ def test_without_libraries_it_is_left_idle_and_the_log_says_what_to_install(
 ) -> None:
     machine("NVIDIA H200", libraries=False)
     assert gpu.name() is None
-    assert "tensorflow[and-cuda]" in str(gpu.told())
+    assert "tensorflow[and-cuda]" in str(gpu.sentence())
 
 
 def test_a_driver_without_a_device_is_no_gpu(machine: Callable[..., None]) -> None:
     machine(None)
-    assert (gpu.name(), gpu.told()) == (None, None)
+    assert (gpu.name(), gpu.sentence()) == (None, None)
 
 
 def test_a_machine_without_a_driver_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_a_machine_without_a_driver_has_none(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr("ctypes.CDLL", missing)
-    assert gpu.told() is None
+    assert gpu.sentence() is None
 
 
 def test_folds_of_a_gpu_have_another_key_and_those_of_the_processor_their_old_one(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nightfold.errors import UsageError
 from nightfold.experiment import Candidate, Experiment, PlanChoice, RacingChoice, load_experiment
-from nightfold.racing import Race, futility_bound, hopeless, told
+from nightfold.racing import Race, futility_bound, hopeless, rule_in_words
 from nightfold.statistics import bayesian_correlated_t
 
 RULE = RacingChoice(min_folds=3, probability=0.05, difference=0.001)
@@ -247,10 +247,10 @@ def test_a_rule_that_cannot_be_used_is_refused_by_name(tmp_path, rule, words):
 
 
 def test_the_rule_is_told_in_a_sentence():
-    assert told(RULE) == (
+    assert rule_in_words(RULE) == (
         "After 3 folds of every candidate, and after each fold from then on, a candidate is "
         "stopped if a lead of more than 0.1 point over the leader has become improbable; one that "
         "truly has it over all others is stopped with a probability of at most 5 %, over all looks "
         "and rivals together."
     )
-    assert "if any lead over" in told(RULE.model_copy(update={"difference": 0.0}))
+    assert "if any lead over" in rule_in_words(RULE.model_copy(update={"difference": 0.0}))
