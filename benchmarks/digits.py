@@ -51,10 +51,12 @@ def write_archive(path: Path, rows: int) -> Path:
 
 
 def write_many(folder: Path, rows: int) -> Path:
-    """IDX files of `rows` training digits, all different, and 1,000 test digits.
+    """IDX files of `rows` training digits, all different, and 1,000 test digits, unless there.
 
     Each copy of MNIST after the first is rolled by another offset, down and to the right.
     """
+    if folder.exists():
+        return folder
     x_train, y_train, x_test, y_test = mnist()
     folder.mkdir(parents=True)
     with (folder / "train-images-idx3-ubyte").open("wb") as file:

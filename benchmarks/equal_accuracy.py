@@ -6,7 +6,6 @@ The sequential script runs a few of its ten epochs and is scaled; the candidate 
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from benchmarks.measure import (
     publish,
     ratios,
     take_turns,
+    work_folder,
 )
 from benchmarks.nightly import run_nightfold
 
@@ -40,8 +40,7 @@ def main(
     results: Results = RESULTS,
 ) -> None:
     """Measure row B for one candidate."""
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         data = write_archive(work / "mnist.npz", rows)
 
         def ours(number: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +30,7 @@ from benchmarks.measure import (
     ratios,
     take_turns,
     time_command,
+    work_folder,
 )
 from benchmarks.nightly import run_nightfold, write_experiment
 
@@ -162,8 +162,7 @@ def main(
         say(f"PyTorch is left out: {pytorch} has none (see benchmarks/README.md).")
         scripts.pop("PyTorch")
     chosen = architectures.split(",")
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         data = write_archive(work / "mnist.npz", rows)
         for architecture in chosen:
             contestants: dict[str, Callable[[int], dict[str, Any]]] = {

@@ -6,7 +6,6 @@ the time per row trained on the same in all.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,16 @@ import pandas as pd
 import typer
 
 from benchmarks.digits import write_many
-from benchmarks.measure import RESULTS, Minutes, Results, Spread, publish, ratios, take_turns
+from benchmarks.measure import (
+    RESULTS,
+    Minutes,
+    Results,
+    Spread,
+    publish,
+    ratios,
+    take_turns,
+    work_folder,
+)
 from benchmarks.nightly import run_nightfold, write_experiment
 
 FACTOR = 10
@@ -36,8 +44,7 @@ def main(
     results: Results = RESULTS,
 ) -> None:
     """Measure row E, one epoch a fold, two workers."""
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         sizes = {
             "base": (rows, folds),
             "10 x rows": (FACTOR * rows, folds),
@@ -46,9 +53,7 @@ def main(
 
         def measurement(name: str, n_rows: int, n_folds: int) -> Any:
             label = name.replace(" ", "-")
-            data = work / f"digits-{n_rows}"
-            if not data.exists():
-                write_many(data, n_rows)
+            data = write_many(work / f"digits-{n_rows}", n_rows)
             experiment = write_experiment(
                 work / f"{label}.toml", architecture, 1, n_folds, batch_size
             )

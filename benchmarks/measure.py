@@ -11,8 +11,10 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -64,6 +66,13 @@ class Spread:
         if self.n == 1:
             return f"{self.median:.{digits}f}"
         return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A folder for what a benchmark writes on its way; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
+        yield Path(folder)
 
 
 def take_turns(measurements: Mapping[str, Measurement], minutes: float) -> pd.DataFrame:

@@ -8,7 +8,6 @@ pixels are what is looked at. Linux only: figures are those of ``/proc/PID/smaps
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +25,7 @@ from benchmarks.measure import (
     Spread,
     publish,
     take_turns,
+    work_folder,
 )
 from benchmarks.nightly import run_nightfold, write_experiment
 
@@ -127,14 +127,11 @@ def main(
     results: Results = RESULTS,
 ) -> None:
     """Measure row D."""
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         experiment = write_experiment(work / "memory.toml", "dense", epochs=1, batch_size=1000)
 
         def measurement(workers: int, n_rows: int) -> Measurement:
-            data = work / f"digits-{n_rows}"
-            if not data.exists():
-                write_many(data, n_rows)
+            data = write_many(work / f"digits-{n_rows}", n_rows)
 
             def measure(number: int) -> dict[str, Any]:
                 artifacts = work / f"night-{workers}-{n_rows}-{number}"

@@ -5,7 +5,6 @@ Every round starts cold: a Prefect profile and an artifacts folder of its own, n
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,16 @@ import pandas as pd
 import typer
 
 from benchmarks.digits import write_archive
-from benchmarks.measure import RESULTS, Minutes, Results, Rows, Spread, publish, take_turns
+from benchmarks.measure import (
+    RESULTS,
+    Minutes,
+    Results,
+    Rows,
+    Spread,
+    publish,
+    take_turns,
+    work_folder,
+)
 from benchmarks.nightly import Night, run_nightfold
 
 FULL_EPOCHS = 10
@@ -83,8 +91,7 @@ def main(
     """Measure rows C and C'."""
     options = ["--epochs", str(epochs), "--workers", str(workers)]
     options += ["--candidates", candidates] if candidates else []
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         data = write_archive(work / "mnist.npz", rows)
 
         def measure(number: int) -> dict[str, Any]:

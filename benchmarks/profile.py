@@ -19,7 +19,7 @@ import pandas as pd
 import typer
 
 from benchmarks.digits import write_snapshot
-from benchmarks.measure import RESULTS, Results, publish
+from benchmarks.measure import RESULTS, Results, publish, work_folder
 from nightfold import backend
 from nightfold.dataset import Dataset
 from nightfold.experiment import Candidate, Optimizer
@@ -176,8 +176,8 @@ def main(
 ) -> None:
     """Profile architectures, by default the tutorial's three."""
     backend.start()
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        dataset = write_snapshot(Path(folder), rows)
+    with work_folder() as work:
+        dataset = write_snapshot(work, rows)
         for architecture in architectures or ["baseline", "batch_norm", "deep"]:
             peak = measure_peak()
             found = profile(architecture, dataset, batch_size)

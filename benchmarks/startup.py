@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from benchmarks.measure import (
     ratios,
     take_turns,
     time_command,
+    work_folder,
 )
 from benchmarks.nightly import NIGHTFOLD, run_nightfold
 
@@ -34,8 +34,7 @@ IMPORT = "import tensorflow"
 
 def main(minutes: Minutes = 5, results: Results = RESULTS) -> None:
     """Measure row G, after fitting a small champion to predict with."""
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         options = ("--limit", "1000", "--epochs", "1", "--candidates", "baseline", "--folds", "2")
         artifacts = work / "artifacts"
         run_nightfold("retrain", "night", *options, artifacts=artifacts, prefect_home=work / "home")

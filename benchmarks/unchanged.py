@@ -5,7 +5,6 @@ Both are whole commands with the same artifacts folder and Prefect profile and n
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from benchmarks.measure import (
     publish,
     ratios,
     take_turns,
+    work_folder,
 )
 from benchmarks.nightly import run_nightfold
 from nightfold.experiment import load_experiment
@@ -40,8 +40,7 @@ def main(
     """Measure row F with ``nightfold retrain``."""
     options = ["--candidates", candidates] if candidates else []
     options += ["--epochs", str(epochs)] if epochs else []
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         data = write_archive(work / "mnist.npz", rows)
 
         def measure(number: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from benchmarks.measure import (
     publish,
     ratios,
     take_turns,
+    work_folder,
 )
 from nightfold import backend, winograd
 
@@ -321,8 +322,8 @@ def main(
         "dense 3136 to 3136, input gradient, batch 32": dense_input_gradient(32, 3136, 3136),
     }
     compare_parts(parts, minutes / 4, results)
-    with tempfile.TemporaryDirectory(prefix="nightfold-benchmark-") as folder:
-        snapshot = write_snapshot(Path(folder), 3200).path
+    with work_folder() as work:
+        snapshot = write_snapshot(work, 3200).path
         switched = {name: whole_steps(snapshot, values) for name, values in SWITCHES.items()}
         rewritten = {name: whole_steps(snapshot, {}, rewrite) for name, rewrite in WITHOUT.items()}
         steps = take_turns(switched | rewritten, minutes * 3 / 4)

@@ -26,7 +26,7 @@ SHOWN_PAIRS = 6
 def plan(options: NightOptions, as_json: JsonOption = False) -> None:
     """Say what difference a night can detect, and what more repeats would cost and buy.
 
-    Takes the words of `retrain` and trains nothing. The spread of differences and the time of
+    Takes the options of `retrain` and trains nothing. The spread of differences and the time of
     training are those of earlier nights; what is assumed without one is said.
     """
     from nightfold.foldplan import FoldPlan
