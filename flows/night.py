@@ -227,10 +227,14 @@ def prepare(run: Run) -> Prepared:
     experiment = run.experiment
     dataset = ingest(experiment.dataset, run.artifacts)
     keep_another(run.folder, flow=run.flow, experiment=experiment.digest, dataset=dataset.digest)
+    if experiment.policy is not None:
+        experiment.policy.require_known(dataset.open().class_names)
     validate(dataset, experiment.validation, experiment.plan.folds, str(run.folder))
     defence = Defence(experiment=experiment)
     if run.flow == "retrain":
         defence = defend(experiment, dataset, run.run_id, run.artifacts)
+    if defence.problem:
+        tell(f"The champion cannot be compared, so nothing will be promoted: {defence.problem}")
     return cut(run, dataset, defence)
 
 

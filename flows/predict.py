@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from nightfold.errors import NightfoldError
-from nightfold.store import Store, make_folder, new_run_id
+from nightfold.store import Store, new_run_id
 from tasks.predict import Predicted
 from tasks.predict import predict as classify_folder
 
@@ -30,8 +30,6 @@ def predict(
     try:
         run_id = run_id or new_run_id()
         store = Store(artifacts)
-        run_folder = store.run(run_id)
-        make_folder(run_folder)
-        return classify_folder(folder, model, str(store.root), str(run_folder), run_id)
+        return classify_folder(folder, model, str(store.root), str(store.run(run_id)), run_id)
     except NightfoldError as error:
         return Failed(message=str(error), data=error)

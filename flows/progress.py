@@ -47,6 +47,33 @@ class FoldProgress:
     done: bool
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """What a run has reached since it is watched; an earlier one of its name has left files."""
+
+    run_folder: Path
+    before: dict[str, int | None]
+
+    @classmethod
+    def of(cls, run_folder: Path) -> _Steps:
+        return cls(run_folder, {name: _changed(run_folder / name) for name in STEPS})
+
+    def reached(self) -> list[str]:
+        """Files that are new, in the order of `STEPS`."""
+        return [n for n in STEPS if _changed(self.run_folder / n) not in (None, self.before[n])]
+
+    def folds(self) -> list[FoldProgress]:
+        """Progress of every fold; empty until the folds are planned."""
+        return read_progress(self.run_folder) if "jobs.json" in self.reached() else []
+
+
+def _changed(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def read_progress(run_folder: Path) -> list[FoldProgress]:
     """Progress of every fold of a run; empty until the folds are planned."""
     folds = []
@@ -85,7 +112,8 @@ def watch(run_folder: Path, title: str) -> Iterator[None]:
     console = Console(file=sys.stderr)
     stop = threading.Event()
     show = _show_live if console.is_terminal else _show_lines
-    thread = threading.Thread(target=show, args=(console, run_folder, title, stop), daemon=True)
+    steps = _Steps.of(run_folder)
+    thread = threading.Thread(target=show, args=(console, steps, title, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -94,7 +122,7 @@ def watch(run_folder: Path, title: str) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _show_lines(console: Console, run_folder: Path, title: str, stop: threading.Event) -> None:
+def _show_lines(console: Console, steps: _Steps, title: str, stop: threading.Event) -> None:
     started = time.monotonic()
     said: set[str] = set()
 
@@ -107,10 +135,9 @@ def _show_lines(console: Console, run_folder: Path, title: str, stop: threading.
     say(title)
     while True:
         last = stop.wait(0.5)
-        folds = read_progress(run_folder)
-        for name, text in STEPS.items():
-            if (run_folder / name).exists():
-                say(text)
+        folds = steps.folds()
+        for name in steps.reached():
+            say(STEPS[name])
             if name == "jobs.json":
                 for fold in folds:
                     if fold.done:
@@ -119,17 +146,17 @@ def _show_lines(console: Console, run_folder: Path, title: str, stop: threading.
             return
 
 
-def _show_live(console: Console, run_folder: Path, title: str, stop: threading.Event) -> None:
+def _show_live(console: Console, steps: _Steps, title: str, stop: threading.Event) -> None:
     started = time.monotonic()
     first: tuple[float, int] | None = None
     spinner = Spinner("dots")
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while not stop.wait(0.25):
-            folds = read_progress(run_folder)
+            folds = steps.folds()
             epochs_done = sum(fold.epoch for fold in folds)
             if folds and first is None:
                 first = (time.monotonic(), epochs_done)
-            live.update(_display(title, started, first, folds, run_folder, spinner))
+            live.update(_display(title, started, first, folds, steps.reached(), spinner))
 
 
 def _display(
@@ -137,12 +164,11 @@ def _display(
     started: float,
     first: tuple[float, int] | None,
     folds: list[FoldProgress],
-    run_folder: Path,
+    reached: list[str],
     spinner: Spinner,
 ) -> Any:
     now = time.monotonic()
-    reached = [text for name, text in STEPS.items() if (run_folder / name).exists()]
-    step = reached[-1] if reached else "starting: Prefect, data, workers"
+    step = STEPS[reached[-1]] if reached else "starting: Prefect, data, workers"
     spinner.update(text=Text(f"{title} - {step} - {_clock(now - started)}"))
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=bool(folds))
     for column in ("candidate", "folds", "epochs", "accuracy so far", ""):

@@ -382,6 +382,13 @@ class Question:
         earlier = _summary(store, a) if a is not None else _run_before(store, later)
         if earlier.run_id == later.run_id:
             raise UsageError(f"Both runs are {later.run_id}: name two different ones.")
+        tasks = [(run.dataset.class_names, run.dataset.image_shape) for run in (earlier, later)]
+        if tasks[0] != tasks[1]:
+            raise UsageError(
+                f"The runs {earlier.run_id} on {earlier.dataset.name} and {later.run_id} on "
+                f"{later.dataset.name} are of other classes or image shapes: compare runs of one "
+                "task."
+            )
         name = candidate or later.best
         known = [facts.name for facts in earlier.candidates]
         of_a = name if candidate or name in known else earlier.best

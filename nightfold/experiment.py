@@ -251,6 +251,20 @@ class PolicyChoice(Declared):
     max_megabytes: float = Field(gt=0, description="size of the model's file, 10**6 bytes")
     max_milliseconds: float = Field(gt=0, description="median time to answer one image")
 
+    def require_known(self, class_names: tuple[str, ...]) -> None:
+        """Refuse a floor for a class that there is not, which no model could reach.
+
+        Raises
+        ------
+        UsageError
+            Naming it, and the classes.
+        """
+        if unknown := sorted(set(self.class_floors) - set(class_names)):
+            raise UsageError(
+                f"The policy's class_floors name {unknown[0]!r}, and the classes are "
+                f"{', '.join(class_names)}: correct the experiment."
+            )
+
 
 class RacingChoice(Declared):
     """When a hopeless candidate is stopped before its last fold; see `nightfold.racing`.
@@ -435,5 +449,7 @@ def _validated(document: dict[str, object], where: str) -> Experiment:
         whole = first["type"] == "missing" or isinstance(first["input"], dict)
         value = "" if whole else f" (given: {reprlib.repr(first['input'])})"
         what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            what = "there is no such key, check its spelling in docs/experiments.md"
         what = what[:1].lower() + what[1:]
         raise UsageError(f"In {where}, {key or 'the experiment'}: {what}{value}.") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from nightfold import runlog
 from nightfold.errors import BundleRefused, UsageError
 from nightfold.gate import Outcome
 from nightfold.registry import Entry, Registry
@@ -160,7 +161,9 @@ def _summaries(store: Store, left_out: list[LeftOut]) -> list[Summary]:
         try:
             summary = Summary.read(folder)
         except FileNotFoundError:
-            if not (folder / "classified.parquet").exists():  # what `predict` leaves is no night
+            # What `predict` leaves is no night, nor is what was refused before it had begun.
+            left = {path.name for path in folder.glob("*")}
+            if left != {runlog.NAME} and "classified.parquet" not in left:
                 left_out.append(LeftOut(name=folder.name, reason=_why_incomplete(folder)))
         except (OSError, UsageError):
             left_out.append(LeftOut(name=folder.name, reason="its summary cannot be read"))

@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from nightfold import backend
 from nightfold.draws import own_draws
 from nightfold.errors import UsageError
 from nightfold.ownsource import digest_of, files_of
@@ -58,6 +59,7 @@ def imported(name: str) -> ModuleType:
     """
     if name in sys.modules:
         return importlib.import_module(name)
+    backend.load()  # before the module does: quietly, and with the backend that is trained on
     settings, classes, source = _keras_settings(), _registered_classes(), digest_of(name)
     with own_draws(0):
         module = importlib.import_module(name)

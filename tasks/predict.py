@@ -24,7 +24,7 @@ from nightfold.files import as_text
 from nightfold.images import ENDINGS, ImageReading
 from nightfold.prediction import classify_readings, prepare
 from nightfold.registry import Registry
-from nightfold.store import Store, atomic_file
+from nightfold.store import Store, atomic_file, make_folder
 from nightfold.tables import SCHEMA_VERSION, batch_schema, build_table
 
 _BATCH = 256
@@ -81,6 +81,7 @@ def predict(folder: str, model: str, artifacts: str, run_folder: str, run_id: st
     """
     paths = images_below(Path(folder))
     bundle = Registry(Store(artifacts)).load(model)
+    make_folder(Path(run_folder))
     done = classify_folder(paths, bundle, Path(run_folder) / "classified.parquet", run_id)
     get_run_logger().info(
         "%d images classified by %s, %d unreadable", done.n_images, done.model, done.n_errors

@@ -95,7 +95,7 @@ class NightOptions:
         names = self.candidates
         values = asdict(self) | {
             "size": _height_width(self.size),
-            "candidates": [name.strip() for name in names.split(",")] if names else None,
+            "candidates": names if names is None else [n.strip() for n in names.split(",")],
             "artifacts": str(self.artifacts),
             "run_id": self.run_id or new_run_id(),
         }

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import flows
+from nightfold import runlog
 from nightfold.experiment import Candidate
 from nightfold.registry import Registry
 from nightfold.store import Store
@@ -79,6 +80,7 @@ def test_every_command_explains_itself_with_an_example(command):
     [
         (["evaluate", "nights"], ["'nights'", "night", "tutorial"]),
         (["evaluate", "--candidates", "shallow"], ["'shallow'", "baseline"]),
+        (["evaluate", "--candidates", ""], ["''", "baseline"]),
         (["evaluate", "--epochs", "-1"], ["epochs", "-1"]),
         (["evaluate", "--runner", "carrier-pigeon"], ["--runner", "carrier-pigeon"]),
         (["evaluate", "--workers", "0"], ["--workers"]),
@@ -373,6 +375,8 @@ def test_the_history_tells_each_night_and_names_what_it_left_out(tmp_path, write
     kept = PromotionFacts(promoted=False, reason="", champion=first.run_id)
     write_night(store, NIGHT + timedelta(days=1), {deep: 0.991}, kept, data="b")
     (store.run("broken") / "figures").mkdir(parents=True)
+    store.run("refused").mkdir()
+    (store.run("refused") / runlog.NAME).write_text("{}")
     done = run("history", "--artifacts", tmp_path)
     lines = done.stdout.splitlines()
     assert lines[1].split()[-3:] == ["deep", "99.000", "promoted"]
@@ -380,6 +384,7 @@ def test_the_history_tells_each_night_and_names_what_it_left_out(tmp_path, write
     assert lines[2].split()[-3:] == ["deep", "99.100", "refused"]
     assert "± 0.0" in lines[2]
     assert "Left out: broken (unfinished" in done.stderr
+    assert "refused (" not in done.stderr
     told = json.loads(run("history", "--json", "--artifacts", tmp_path).stdout)
     assert [night["outcome"] for night in told["nights"]] == ["promote", "refuse"]
 

@@ -407,6 +407,18 @@ def test_refused_data_fails_the_run_once_and_names_the_rows(settings, tmp_path):
     assert not (tmp_path / "a" / "latest.json").exists()
 
 
+def test_a_floor_for_a_class_that_there_is_not_is_refused_before_any_fold(settings, tmp_path):
+    shipped_text = lax(shipped("experiments", "tutorial.toml").read_text())
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(
+        shipped_text.replace("[policy]", "[policy]\nclass_floors = { seven = 0.5 }", 1)
+    )
+    state = retrain(settings(tmp_path / "a", experiment=str(experiment)), return_state=True)
+    with pytest.raises(UsageError, match="class_floors name 'seven', and the classes are 0, 1"):
+        state.result()
+    assert not (tmp_path / "a" / "folds").exists()
+
+
 def test_a_network_that_cannot_be_sealed_is_refused_before_any_fold(
     settings, tmp_path, monkeypatch
 ):

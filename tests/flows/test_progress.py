@@ -1,10 +1,11 @@
 """What the person who started a run is told of its folds."""
 
 import json
+import time
 
 import pytest
 
-from flows.progress import FoldProgress, read_progress
+from flows.progress import STEPS, FoldProgress, read_progress, watch
 
 
 @pytest.fixture
@@ -43,3 +44,14 @@ def test_a_fold_is_done_once_its_result_is_whole(run_folder):
 
 def test_before_the_folds_are_planned_there_is_nothing_to_tell(tmp_path):
     assert read_progress(tmp_path) == []
+
+
+def test_what_an_earlier_run_of_that_name_has_left_is_no_progress(tmp_path, capsys):
+    (tmp_path / "validation.json").write_text("{}")
+    (tmp_path / "jobs.json").write_text("[]")
+    with watch(tmp_path, "again"):
+        time.sleep(0.01)  # clocks of file systems are coarse
+        (tmp_path / "validation.json").write_text("{} ")
+    said = capsys.readouterr().err
+    assert STEPS["validation.json"] in said
+    assert STEPS["jobs.json"] not in said

@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +65,16 @@ def test_variables_of_the_environment_do_not_change_scores():
         "KERAS_MAX_STEPS_PER_EPOCH": "1",
     }
     assert last_line(code, **exported) == "tensorflow None None"
+
+
+def test_a_module_that_imports_keras_first_finds_the_backend_that_is_trained_on(tmp_path):
+    (tmp_path / "own_first.py").write_text("from keras import layers\ndef build(*_): ...\n")
+    code = (
+        "from nightfold.zoo import find\nfind('own_first:build')\n"
+        "from keras import config\nprint(config.backend())"
+    )
+    exported = {"KERAS_BACKEND": "torch", "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    assert last_line(code, **exported) == "tensorflow"
 
 
 @pytest.mark.parametrize(

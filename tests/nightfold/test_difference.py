@@ -16,7 +16,7 @@ from nightfold.retention import TRASH
 from nightfold.scaling import Scaler
 from nightfold.statistics import corrected_resampled_t, corrected_unpaired_t
 from nightfold.store import Store, write_json
-from nightfold.summary import DatasetFacts
+from nightfold.summary import DatasetFacts, Summary
 from nightfold.training import ENGINE
 
 FIRST = datetime(2026, 11, 20, 2, tzinfo=UTC)
@@ -352,6 +352,15 @@ def test_the_first_run_has_nothing_to_be_compared_with(store, night, accuracies)
         Question.read(store, b=only)
     with pytest.raises(UsageError, match="two different ones"):
         Question.read(store, only, only)
+
+
+def test_runs_of_two_tasks_are_not_compared(store, night, accuracies):
+    a, b = night(accuracies[0]), night(accuracies[1])
+    summary = Summary.read(store.run(a))
+    shapes = summary.dataset.model_copy(update={"class_names": ("circle", "square")})
+    summary.model_copy(update={"dataset": shapes}).write(store.run(a))
+    with pytest.raises(UsageError, match=f"{a} on small-mnist and {b} on .* other classes"):
+        Question.read(store, a, b)
 
 
 def test_a_run_of_a_version_that_recorded_less_is_refused(store, night, accuracies):

@@ -107,7 +107,8 @@ def test_prefect_shows_the_counts_and_refusals_fail(folder, store, tmp_path, pre
     done = call(**arguments, model="champion", run_folder=str(tmp_path / "run"))
     artifact = Artifact.get("predictions")
     with pytest.raises(UsageError, match="night-1"):
-        call(**arguments, model="night-2", run_folder=str(tmp_path / "run"))
+        call(**arguments, model="night-2", run_folder=str(tmp_path / "refused"))
+    assert not (tmp_path / "refused").exists()
     altered = tmp_path / "altered"
     altered.mkdir()
     (altered / "manifest.json").write_text("{}")
