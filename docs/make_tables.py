@@ -17,11 +17,16 @@ from nightfold.tables import (
 )
 
 TABLES = {
-    "scores": (SCORES, "One row per candidate, repeat and fold."),
+    "scores": (
+        SCORES,
+        "One row per candidate, repeat and fold. Where all nights are read as one table, "
+        "`run_date` is the name of their folders: a category in pandas, a date by "
+        "`pd.to_datetime`.",
+    ),
     "histories": (HISTORIES, "One row per candidate, repeat, fold and epoch."),
     "predictions": (
         predictions_schema(10),
-        "One row per candidate, repeat and training row: what a model that had not seen the row "
+        "One row per candidate, repeat and training row: what a model not trained on the row "
         "said of it.",
     ),
     "verdicts": (VERDICTS, "One row per pair of candidates."),
