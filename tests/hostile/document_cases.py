@@ -35,7 +35,10 @@ _TOML: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "a number of 5,000 digits": ("seed = " + "9" * 5000, ("not valid TOML",)),
     "2 MB of comments": ("#\n" * 2**20 + TOML, ("larger than",)),
     "an unknown key": ("sede = 1\n" + TOML, ("sede", "there is no such key")),
-    "an unknown key in a candidate": (TOML + "epoch = 1\n", ("candidates.0.epoch", "there is no such key")),
+    "an unknown key in a candidate": (
+        TOML + "epoch = 1\n",
+        ("candidates.0.epoch", "there is no such key"),
+    ),
     "a text for a number": ('seed = "one"\n' + TOML, ("seed", "'one'")),
     "a list for a table": ("plan = []\n" + TOML, ("plan",)),
     "a table for a list": ('[candidates]\nname = "a"\n', ("candidates",)),
