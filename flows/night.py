@@ -42,7 +42,7 @@ from nightfold.summary import (
     StoppedFacts,
     Summary,
     installed,
-    keep_another,
+    refuse_another,
 )
 from nightfold.zoo import is_own
 from tasks.aggregate import aggregate
@@ -226,7 +226,7 @@ def prepare(run: Run) -> Prepared:
     """From the source to folds that may be trained; in a `retrain` the champion takes part."""
     experiment = run.experiment
     dataset = ingest(experiment.dataset, run.artifacts)
-    keep_another(run.folder, flow=run.flow, experiment=experiment.digest, dataset=dataset.digest)
+    refuse_another(run.folder, flow=run.flow, experiment=experiment.digest, dataset=dataset.digest)
     if experiment.policy is not None:
         experiment.policy.require_known(dataset.open().class_names)
     validate(dataset, experiment.validation, experiment.plan.folds, str(run.folder))

@@ -252,7 +252,7 @@ class Summary(Fact):
             ) from error
 
 
-def keep_another(folder: Path, *, flow: str, experiment: str, dataset: str) -> None:
+def refuse_another(folder: Path, *, flow: str, experiment: str, dataset: str) -> None:
     """Refuse to begin a run in the folder of another that is complete; the same may go on there.
 
     Parameters
